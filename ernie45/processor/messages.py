@@ -1,0 +1,143 @@
+"""Checks a conversation in OpenAI's form and brings it into the one form that chat templates get.
+
+Knows nothing about templates, token ids or how media are loaded.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from ernie45.config.errors import RequestError
+
+MediaKind = Literal["image", "video"]
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_PARTS: dict[str, MediaKind | None] = {
+    "text": None,
+    "image_url": "image",
+    "image": "image",
+    "video_url": "video",
+    "video": "video",
+}
+_MESSAGE_KEYS = frozenset(("role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id", "refusal"))
+
+
+class MediaSource(NamedTuple):
+    """One image or video of a conversation, not loaded yet. field: where it stands, for error messages."""
+
+    kind: MediaKind
+    source: Any
+    field: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """messages: what a template gets, plain dicts and lists of its own. media: images and videos in order of appearance."""
+
+    messages: list[dict[str, Any]]
+    media: list[MediaSource]
+
+
+def read_messages(messages: Sequence[Mapping[str, Any]]) -> Conversation:
+    """Check and normalise. RequestError names the message and the part.
+
+    Content that is a string stays one. Parts of type image and image_url become image_url, video and video_url become
+    video_url, without their data. A thought written inside an assistant's content (<think>...</think>answer) moves to
+    reasoning_content. Arguments of tool calls become objects. The role developer is read as system.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise RequestError("messages must be a list of at least one message; add {'role': 'user', 'content': '...'}")
+    media: list[MediaSource] = []
+    return Conversation([_message(f"messages[{i}]", message, media) for i, message in enumerate(messages)], media)
+
+
+def _message(field: str, message: Mapping[str, Any], media: list[MediaSource]) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise RequestError(f"{field} must be an object with role and content, is {type(message).__name__}")
+    role = message.get("role")
+    if role not in ROLES:
+        raise RequestError(f"{field}.role ({role!r}) must be one of {', '.join(ROLES)}")
+    unknown = sorted(key for key in message if key not in _MESSAGE_KEYS)
+    if unknown:
+        raise RequestError(f"{field} has the unknown key {unknown[0]!r}; known are {', '.join(sorted(_MESSAGE_KEYS))}")
+    content = _content(f"{field}.content", role, message.get("content"), media)
+    if role == "assistant":
+        return _assistant(field, content, message)
+    if content is None:
+        raise RequestError(f"{field}.content must be a text or a list of parts; only an assistant's may be missing")
+    return {"role": "system" if role == "developer" else role, "content": content}
+
+
+def _assistant(field: str, content: Any, message: Mapping[str, Any]) -> dict[str, Any]:
+    thoughts = message.get("reasoning_content")
+    if thoughts is not None and not isinstance(thoughts, str):
+        raise RequestError(f"{field}.reasoning_content must be a text, is {type(thoughts).__name__}")
+    if isinstance(content, str) and "</think>" in content:
+        inline, _, content = content.partition("</think>")
+        thoughts = thoughts or inline.strip().removeprefix("<think>")
+        content = content.lstrip("\n")
+    result: dict[str, Any] = {"role": "assistant", "content": content or ""}
+    if thoughts and thoughts.strip():
+        result["reasoning_content"] = thoughts.strip()
+    calls = message.get("tool_calls")
+    if calls:
+        result["tool_calls"] = [_tool_call(f"{field}.tool_calls[{i}]", call) for i, call in enumerate(calls)]
+    return result
+
+
+def _tool_call(field: str, call: Any) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RequestError(f"{field} must be {{'type': 'function', 'function': {{'name': ..., 'arguments': ...}}}}")
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError as error:
+            raise RequestError(f"{field}.function.arguments must be a JSON object as text: {error}") from error
+    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _content(field: str, role: str, content: Any, media: list[MediaSource]) -> Any:
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise RequestError(f"{field} must be a text or a list of parts, is {type(content).__name__}")
+    return [_part(f"{field}[{i}]", role, part, media) for i, part in enumerate(content)]
+
+
+def _part(field: str, role: str, part: Any, media: list[MediaSource]) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind not in _PARTS:
+        raise RequestError(f"{field}.type ({kind!r}) must be one of {', '.join(_PARTS)}")
+    unknown = sorted(set(part) - {"type", kind})
+    if unknown:
+        raise RequestError(f"{field} has the unknown key {unknown[0]!r}; a part of type {kind} has 'type' and {kind!r}")
+    value = part.get(kind)
+    media_kind = _PARTS[kind]
+    if media_kind is None:
+        if not isinstance(value, str):
+            raise RequestError(f"{field}.text must be a text, is {type(value).__name__}")
+        return {"type": "text", "text": value}
+    if role in ("system", "developer", "assistant"):
+        raise RequestError(f"{field} is of type {kind} in a message of role {role}; put images and videos into user messages")
+    source = _url(f"{field}.{kind}", value) if kind.endswith("_url") else value
+    if source is None:
+        raise RequestError(f"{field}.{kind} must be a picture, a path or bytes, is missing")
+    media.append(MediaSource(media_kind, source, f"{field}.{kind}"))
+    return {"type": f"{media_kind}_url", f"{media_kind}_url": {"url": ""}}
+
+
+def _url(field: str, value: Any) -> str:
+    """A string, or OpenAI's {"url": ..., "detail": "auto"}; other details would ask for a resolution we do not choose."""
+    url = value
+    if isinstance(value, Mapping):
+        unknown = sorted(set(value) - {"url", "detail"})
+        if unknown:
+            raise RequestError(f"{field} has the unknown key {unknown[0]!r}; known are url and detail")
+        if value.get("detail") not in (None, "auto"):
+            raise RequestError(f"{field}.detail ({value['detail']!r}) must be 'auto': the resolution follows the picture")
+        url = value.get("url")
+    if not isinstance(url, str) or not url:
+        raise RequestError(f"{field}.url must be a text: http(s)://... or data:...;base64,...")
+    return url

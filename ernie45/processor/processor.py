@@ -1,0 +1,229 @@
+"""The processor: conversations and texts in, frozen model inputs out.
+
+Knows nothing about torch or how the model runs.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ernie45.config.errors import CheckpointError, RequestError
+from ernie45.config.inputs import MediaItem, ModelInput
+from ernie45.config.model import SpecialTokens
+from ernie45.config.processor import ProcessorConfig, processor_config_from_json, processor_config_to_json
+from ernie45.processor.added_tokens import (
+    IMAGE_END,
+    IMAGE_PLACEHOLDER,
+    IMAGE_START,
+    VIDEO_END,
+    VIDEO_START,
+    named_special_tokens,
+)
+from ernie45.processor.chat import Guard, split_media
+from ernie45.processor.image import Patches, content_hash, image_patches
+from ernie45.processor.media import MediaLimits, load_image
+from ernie45.processor.messages import Conversation, MediaSource, read_messages
+from ernie45.processor.positions import MediaSpan, num_media_tokens, rope_positions
+from ernie45.processor.template import BUILT_IN_TEMPLATE, ChatTemplate
+from ernie45.processor.tokenizer import Tokenizer
+
+
+class Processor:
+    """What a model folder says about its inputs: tokenizer, chat template, picture sizes, special token ids."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        tokens: SpecialTokens,
+        config: ProcessorConfig | None = None,
+        template: ChatTemplate | None = None,
+        limits: MediaLimits | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.tokens = tokens
+        self.config = config or ProcessorConfig()
+        self.template = template or ChatTemplate()
+        self.limits = limits or MediaLimits()
+        self.accepts_media = tokenizer.id_of(IMAGE_PLACEHOLDER) is not None
+        self._check_ids()
+
+    @classmethod
+    def from_dir(
+        cls, folder: str | Path, *, tokens: SpecialTokens | None = None, limits: MediaLimits | None = None
+    ) -> "Processor":
+        """Read a model folder. CheckpointError or ConfigError if a file is missing, damaged or contradicts another.
+
+        tokens: ids the model depends on; read from `config.json` when not given. limits: of the media that users send.
+        """
+        folder = Path(folder)
+        tokenizer_config = _read_json(folder / "tokenizer_config.json")
+        preprocessor = _read_json(folder / "preprocessor_config.json")
+        return cls(
+            Tokenizer.from_dir(folder),
+            tokens=tokens or _read_special_tokens(folder),
+            config=processor_config_from_json(preprocessor),
+            template=_read_template(folder, tokenizer_config),
+            limits=limits,
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json, preprocessor_config.json and chat_template.jinja, so that `from_dir` gives an equal processor."""
+        folder = Path(folder)
+        self.tokenizer.save(folder)
+        text = json.dumps(processor_config_to_json(self.config), indent=2) + "\n"
+        (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(self.template.source, encoding="utf-8")
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """The two ids that end an answer: the model emits </s>; <|end_of_sentence|> separates turns in its context."""
+        return (self.tokens.eos, self.tokens.end_of_turn)
+
+    @property
+    def think_start_id(self) -> int | None:
+        """Id of <think>; None if it is not one token here."""
+        return self.tokenizer.id_of("<think>")
+
+    @property
+    def think_end_id(self) -> int | None:
+        """Id of </think>; None if it is not one token here."""
+        return self.tokenizer.id_of("</think>")
+
+    def prompt_text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        enable_thinking: bool = True,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The rendered conversation, media as one placeholder each. For people to read: only `encode_chat` keeps text and
+        control tokens apart."""
+        _, rendered, guard = self._render(messages, enable_thinking, add_generation_prompt, tools)
+        return guard.clean(rendered)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        enable_thinking: bool = True,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> ModelInput:
+        """A conversation in OpenAI's form as a model input.
+
+        Parts: {"type": "text", "text"}, {"type": "image_url", "image_url": {"url"}}, {"type": "video_url", ...}, and for use
+        from Python {"type": "image", "image": PIL image, path or bytes}, {"type": "video", "video": path, bytes or Video}.
+        Control tokens written in messages stay text. RequestError for a conversation or image token that cannot be, MediaError
+        for a picture that cannot be used.
+        """
+        conversation, rendered, guard = self._render(messages, enable_thinking, add_generation_prompt, tools)
+        loaded = [self._load(media) for media in conversation.media]
+        ids: list[int] = []
+        items: list[MediaItem] = []
+        for piece in split_media(rendered, [media.kind for media in conversation.media]):
+            if piece.media is None:
+                ids += self._encode_guarded(piece.text, guard)
+                continue
+            patches = loaded[len(items)]
+            start, end = self._markers(piece.media)
+            length = num_media_tokens(patches.grid, self.config.merge_size)
+            items.append(
+                MediaItem(
+                    kind=piece.media,
+                    grid=patches.grid,
+                    offset=len(ids) + 1,
+                    length=length,
+                    content_hash=content_hash(patches),
+                )
+            )
+            ids += [start, *[self.tokens.image_patch] * length, end]
+        return self._model_input(ids, items, [patches.patches_PC for patches in loaded])
+
+    def encode_text(self, text: str, allow_special: bool = False) -> ModelInput:
+        """Text alone, as it is: no template, nothing before or after it."""
+        return self._model_input(self.tokenizer.encode(text, allow_special), [], [])
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        enable_thinking: bool,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> tuple[Conversation, str, Guard]:
+        conversation = read_messages(messages)
+        if conversation.media and not self.accepts_media:
+            raise RequestError(f"{conversation.media[0].field} is given, but this model reads text only; leave it out")
+        values = {"messages": conversation.messages, "tools": list(tools) if tools else None}
+        guard = Guard(values, self.tokenizer.first_special_characters)
+        rendered = self.template.render(
+            **guard.mark(values), add_generation_prompt=add_generation_prompt, enable_thinking=enable_thinking
+        )
+        return conversation, rendered, guard
+
+    def _encode_guarded(self, text: str, guard: Guard) -> list[int]:
+        ids: list[int] = []
+        for index, piece in enumerate(self.tokenizer.split_special(text)):
+            if index % 2:
+                ids.append(self.tokenizer.added[piece].id)
+            else:
+                ids += self.tokenizer.encode(guard.clean(piece))
+        return ids
+
+    def _load(self, media: MediaSource) -> Patches:
+        return image_patches(load_image(media.source, self.limits, media.field), self.config)
+
+    def _markers(self, kind: str) -> tuple[int, int]:
+        tokens = self.tokens
+        return (tokens.image_start, tokens.image_end) if kind == "image" else (tokens.video_start, tokens.video_end)
+
+    def _model_input(self, ids: list[int], items: list[MediaItem], patches: list[np.ndarray]) -> ModelInput:
+        token_ids = np.array(ids, dtype=np.int64)
+        spans = [MediaSpan(item.offset, item.grid) for item in items]
+        positions = rope_positions(len(ids), spans, self.config.merge_size)
+        return ModelInput(
+            token_ids=token_ids,
+            is_vision=np.isin(token_ids, self.tokens.vision_ids),
+            positions=positions.positions_SX,
+            patches=np.concatenate(patches) if patches else np.empty((0, 3 * self.config.patch_size**2), dtype=np.uint8),
+            media=tuple(items),
+            next_position=positions.next_position,
+        )
+
+    def _check_ids(self) -> None:
+        """The tokenizer and the model's config must mean the same ids."""
+        names = {"image_patch": IMAGE_PLACEHOLDER, "image_start": IMAGE_START, "image_end": IMAGE_END}
+        names |= {"video_start": VIDEO_START, "video_end": VIDEO_END, "end_of_turn": "<|end_of_sentence|>"}
+        for name, content in names.items():
+            found, expected = self.tokenizer.id_of(content), getattr(self.tokens, name)
+            if found is not None and found != expected:
+                raise CheckpointError(
+                    f"token {content!r} has id {found} in the tokenizer but {expected} in config.json ({name}); "
+                    "the two files belong to different models"
+                )
+
+
+def _read_template(folder: Path, tokenizer_config: dict[str, Any]) -> ChatTemplate:
+    """chat_template.jinja, else the tokenizer config's chat_template, else the built-in one."""
+    path = folder / "chat_template.jinja"
+    source = path.read_text(encoding="utf-8") if path.is_file() else tokenizer_config.get("chat_template")
+    if isinstance(source, list):  # named templates; "default" is the one for chats
+        source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
+    return ChatTemplate(source or BUILT_IN_TEMPLATE, dict(named_special_tokens(tokenizer_config)))
+
+
+def _read_special_tokens(folder: Path) -> SpecialTokens:
+    from ernie45.config.model_json import config_from_json
+
+    return config_from_json(_read_json(folder / "config.json")).tokens
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path.name} ({path}) is not JSON: {error}; fetch the file again") from error
