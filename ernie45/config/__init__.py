@@ -1,0 +1,1 @@
+"""Frozen configuration dataclasses, presets and the exception tree; imports no torch."""
