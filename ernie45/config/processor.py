@@ -17,39 +17,27 @@ _BICUBIC = 3
 # Keys that published preprocessor files carry and that change nothing here: they name classes of other programs, repeat
 # a constant, or belong to a step that this processor always or never takes. Anything else that is unknown is refused.
 _IGNORED_KEYS = frozenset(
-    [
-        "auto_map",
-        "processor_class",
-        "image_processor_type",
-        "feature_extractor_type",
-        "video_processor_type",
-        "crop_size",
-        "data_format",
-        "input_data_format",
-        "device",
-        "disable_grouping",
-        "return_tensors",
-        "do_center_crop",
-        "do_pad",
-        "pad_size",
-        "default_to_square",
-        "image_seq_length",
-        "temporal_conv_size",
-        "temporal_patch_size",
-        "do_sample_frames",
-        "return_metadata",
-        "video_metadata",
-        "num_frames",
-        "font",
-        "tokenizer",
-        "chat_template",
-    ]
+    (
+        *("auto_map", "processor_class", "image_processor_type", "feature_extractor_type", "video_processor_type"),
+        *("data_format", "input_data_format", "device", "disable_grouping", "return_tensors", "return_metadata"),
+        *("do_center_crop", "crop_size", "do_pad", "pad_size", "default_to_square", "image_seq_length", "video_metadata"),
+        *("temporal_conv_size", "temporal_patch_size", "do_sample_frames", "font", "tokenizer", "chat_template"),
+        *("do_rescale", "do_normalize"),  # false in the remote code; there the model normalises its patches, as it does here
+    )
 )
 # Steps that can be turned off elsewhere but that the model was trained with; another value is an error.
 _REQUIRED = {"do_convert_rgb": True, "do_resize": True, "resample": _BICUBIC}
-# The remote code's image processor has min_pixels and max_pixels of its own, which its processor overwrites on every call
-# with the image_* and video_* limits. Reading them would halve the resolution of the released checkpoint.
-_OVERWRITTEN_BY = "Ernie4_5_VLImageProcessor"
+# The remote code's image processor has limits of its own (min_pixels, max_pixels, also inside size), which its processor
+# overwrites on every call with the image_* and video_* limits. Reading them would halve the released model's resolution.
+_OVERWRITTEN_TYPE = "Ernie4_5_VLImageProcessor"
+# Keys of transformers' native video processor.
+_VIDEO_KEYS = {
+    "fps": "video_fps",
+    "min_frames": "video_min_frames",
+    "max_frames": "video_max_frames",
+    "num_frames": "video_target_frames",
+    "draw_on_frames": "render_timestamp",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,33 +101,50 @@ class ProcessorConfig:
         return self.patch_size * self.merge_size
 
 
-def processor_config_from_json(data: dict[str, Any]) -> ProcessorConfig:
-    """Read a `preprocessor_config.json`: ours, the remote code's or transformers' native one (`size` with edges).
+def processor_config_from_json(image: dict[str, Any], video: dict[str, Any] | None = None) -> ProcessorConfig:
+    """Read preprocessor files: ours, the remote code's, or transformers' native ones.
 
-    A limit is taken from `image_min_pixels`, then from `size`, then from `min_pixels`; the last is skipped for the remote
-    code's image processor, which ignores it too. ConfigError for an unknown key and for a step turned off that the model needs.
+    image: content of `preprocessor_config.json`. video: content of the native `video_preprocessor_config.json`, if there is
+    one; our own keys (video_fps, ...) stand in the first. ConfigError for an unknown key, and for a step turned off that the
+    model needs.
     """
-    names = {field.name for field in fields(ProcessorConfig)}
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key in names}
-    rest = {key: value for key, value in data.items() if key not in names and key not in _IGNORED_KEYS and value is not None}
-    size = rest.pop("size", None) or {}
-    bare = {"shortest_edge": rest.pop("min_pixels", None), "longest_edge": rest.pop("max_pixels", None)}
-    if data.get("image_processor_type") == _OVERWRITTEN_BY:
-        bare = {}
-    for key, edge in (("image_min_pixels", "shortest_edge"), ("image_max_pixels", "longest_edge")):
-        limit = size.get(edge) or bare.get(edge)
-        if key not in values and limit:
-            values[key] = limit
-    for key in ("do_rescale", "do_normalize"):  # false in the remote code: there the model normalises, as it does here
-        rest.pop(key, None)
-    for key, needed in _REQUIRED.items():
-        if rest.pop(key, needed) != needed:
-            raise ConfigError(f"{key} ({data[key]!r}) must be {needed!r}: the model was trained with it; correct {key}")
-    if rest:
-        raise ConfigError(
-            f"preprocessor_config.json has the unknown key {min(rest)!r}; known are {', '.join(sorted(names))}; remove it"
-        )
+    values = _read(image, "image", "preprocessor_config.json")
+    for key, value in _read(video or {}, "video", "video_preprocessor_config.json").items():
+        values.setdefault(key, value)
     return ProcessorConfig(**values)
+
+
+def _read(data: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
+    known = {field.name for field in fields(ProcessorConfig)}
+    values: dict[str, Any] = {}
+    unknown = []
+    for key, value in data.items():
+        if value is None or key in _IGNORED_KEYS or key in ("size", "min_pixels", "max_pixels"):
+            continue
+        if key in known:
+            values[key] = tuple(value) if isinstance(value, list) else value
+        elif kind == "video" and key in _VIDEO_KEYS:
+            values[_VIDEO_KEYS[key]] = value
+        elif key not in _REQUIRED:
+            unknown.append(key)
+        elif value != _REQUIRED[key]:
+            raise ConfigError(f"{key} ({value!r}) must be {_REQUIRED[key]!r} in {name}: the model was trained with it")
+    if unknown:
+        raise ConfigError(f"{name} has the unknown key {min(unknown)!r}; known are {', '.join(sorted(known))}; remove it")
+    if data.get("image_processor_type") != _OVERWRITTEN_TYPE:
+        for key, limit in _limits(data).items():
+            values.setdefault(f"{kind}_{key}", limit)
+    return values
+
+
+def _limits(data: dict[str, Any]) -> dict[str, int]:
+    """min_pixels and max_pixels in the spellings of transformers: inside size, as edges or by name, or beside it."""
+    size = data.get("size") or {}
+    found = {
+        "min_pixels": size.get("shortest_edge") or size.get("min_pixels") or data.get("min_pixels"),
+        "max_pixels": size.get("longest_edge") or size.get("max_pixels") or data.get("max_pixels"),
+    }
+    return {key: limit for key, limit in found.items() if limit}
 
 
 def processor_config_to_json(config: ProcessorConfig) -> dict[str, Any]:

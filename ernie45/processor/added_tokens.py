@@ -20,11 +20,16 @@ VIDEO_START, VIDEO_END = "<|VIDEO_START|>", "<|VIDEO_END|>"
 
 @dataclass(frozen=True)
 class AddedToken:
-    """One entry of `added_tokens`. special: a control token, hidden from decoded text."""
+    """One entry of `added_tokens`. special: hidden from decoded text."""
 
     id: int
     content: str
     special: bool = True
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it steers the model, so that text must not produce it. The others (digits, runs of spaces) are text."""
+        return self.special or (self.content.startswith("<") and self.content.endswith(">"))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "AddedToken":

@@ -70,8 +70,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
+        white = Image.new("RGB", layer.size, (255, 255, 255))
+        white.paste(layer.convert("RGB"), mask=layer.getchannel("A"))
+        return white
     return image.convert("RGB")
 
 
@@ -103,5 +104,5 @@ def image_patches(image: Image.Image, config: ProcessorConfig) -> Patches:
 def content_hash(patches: Patches) -> str:
     """Hex SHA-256 over grid and patches: equal for equal pictures, whatever file they came in."""
     digest = hashlib.sha256(np.asarray(patches.grid, dtype="<i8").tobytes())
-    digest.update(np.ascontiguousarray(patches.patches_PC))
+    digest.update(np.ascontiguousarray(patches.patches_PC).data)
     return digest.hexdigest()

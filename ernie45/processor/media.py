@@ -1,37 +1,61 @@
-"""Loads images and videos from where users keep them: objects, paths, bytes, data URLs, http, allowed folders.
+"""Opens images and videos that users send, under limits.
 
 Knows nothing about patches, text or models.
 """
 
 import io
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ernie45.config.errors import MediaError
+from ernie45.processor.source import MediaLimits, describe, read_bytes
+from ernie45.processor.video import Video, load_video
 
+__all__ = ["IMAGE_FORMATS", "MediaLimits", "Video", "load_image", "load_video"]
 
-@dataclass(frozen=True, kw_only=True)
-class MediaLimits:
-    max_bytes: int = 64 * 2**20
+# Formats PIL may try, by content. Left out are those that start other programs (EPS runs Ghostscript) or are no pictures.
+IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM", "ICO", "JPEG2000")
 
 
 def load_image(source: Any, limits: MediaLimits | None = None, field: str = "image") -> Image.Image:
-    """The picture, upright, not yet converted or resized."""
+    """A picture, fully decoded, in its own mode and size.
+
+    source: a PIL image (taken as it is), bytes, a path, or an address: data:, http(s)://, file:// in an allowed folder.
+    The format is found from the content; names and declared types are not looked at. Files are turned upright by their EXIF
+    orientation, as transformers' `load_image` does (Baidu's own loader leaves them lying). Of an animated picture the first
+    frame is used. MediaError for anything that is no whole picture within the limits.
+    """
+    limits = limits or MediaLimits()
     if isinstance(source, Image.Image):
+        _check_size(source, limits, field)
         return source
-    import base64
-
-    if isinstance(source, str) and source.startswith("data:"):
-        source = base64.b64decode(source.partition(",")[2])
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    data = read_bytes(source, limits.max_image_bytes, limits, field)
     try:
-        return Image.open(io.BytesIO(data))
-    except OSError as error:
-        raise MediaError(f"{field}: {error}") from error
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        _check_size(image, limits, field)
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except MediaError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(
+            f"{field} has far more than the limit of {limits.max_image_pixels} pixels; scale it down before sending"
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise MediaError(
+            f"{field} ({describe(source)}) is not an image in a known format ({', '.join(IMAGE_FORMATS)}); convert it"
+        ) from error
+    except Exception as error:  # PIL's decoders raise almost anything for a damaged file
+        raise MediaError(f"{field} ({describe(source)}) is a damaged or cut-off image: {error}; send the whole file") from error
 
 
-def load_video(source: Any, limits: MediaLimits | None = None, field: str = "video") -> Any:
-    raise NotImplementedError
+def _check_size(image: Image.Image, limits: MediaLimits, field: str) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise MediaError(f"{field} has the size {width}x{height}, no pixels; send a picture of at least 1x1")
+    if width * height > limits.max_image_pixels:
+        raise MediaError(
+            f"{field} has the size {width}x{height}, over the limit of {limits.max_image_pixels} pixels; "
+            "scale it down before sending"
+        )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from ernie45.config.errors import RequestError
+from ernie45.processor.fetch import shorten
+from ernie45.processor.source import is_url
 
 MediaKind = Literal["image", "video"]
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -121,7 +123,7 @@ def _part(field: str, role: str, part: Any, media: list[MediaSource]) -> dict[st
         return {"type": "text", "text": value}
     if role in ("system", "developer", "assistant"):
         raise RequestError(f"{field} is of type {kind} in a message of role {role}; put images and videos into user messages")
-    source = _url(f"{field}.{kind}", value) if kind.endswith("_url") else value
+    source = _url(f"{field}.{kind}", value) if kind.endswith("_url") else _address(f"{field}.{kind}", value)
     if source is None:
         raise RequestError(f"{field}.{kind} must be a picture, a path or bytes, is missing")
     media.append(MediaSource(media_kind, source, f"{field}.{kind}"))
@@ -140,4 +142,14 @@ def _url(field: str, value: Any) -> str:
         url = value.get("url")
     if not isinstance(url, str) or not url:
         raise RequestError(f"{field}.url must be a text: http(s)://... or data:...;base64,...")
-    return url
+    return _address(field, url)
+
+
+def _address(field: str, source: Any) -> Any:
+    """Texts may come from strangers, so a text is an address and never a path; a path is a `pathlib.Path`."""
+    if isinstance(source, str) and not is_url(source):
+        raise RequestError(
+            f"{field} ({shorten(source)}) must be an address (http:, https:, data: or file:); in Python pass a path as "
+            "pathlib.Path in a part of type image or video"
+        )
+    return source

@@ -24,11 +24,13 @@ from ernie45.processor.added_tokens import (
 )
 from ernie45.processor.chat import Guard, split_media
 from ernie45.processor.image import Patches, content_hash, image_patches
-from ernie45.processor.media import MediaLimits, load_image
+from ernie45.processor.media import load_image
 from ernie45.processor.messages import Conversation, MediaSource, read_messages
 from ernie45.processor.positions import MediaSpan, num_media_tokens, rope_positions
+from ernie45.processor.source import MediaLimits
 from ernie45.processor.template import BUILT_IN_TEMPLATE, ChatTemplate
 from ernie45.processor.tokenizer import Tokenizer
+from ernie45.processor.video import video_patches
 
 
 class Processor:
@@ -71,7 +73,7 @@ class Processor:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, preprocessor_config.json and chat_template.jinja, so that `from_dir` gives an equal processor."""
+        """Write tokenizer.json, preprocessor_config.json and chat_template.jinja: what `from_dir` reads beside config.json."""
         folder = Path(folder)
         self.tokenizer.save(folder)
         text = json.dumps(processor_config_to_json(self.config), indent=2) + "\n"
@@ -167,12 +169,14 @@ class Processor:
         ids: list[int] = []
         for index, piece in enumerate(self.tokenizer.split_special(text)):
             if index % 2:
-                ids.append(self.tokenizer.added[piece].id)
+                ids.append(self.tokenizer.control_ids[piece])
             else:
                 ids += self.tokenizer.encode(guard.clean(piece))
         return ids
 
     def _load(self, media: MediaSource) -> Patches:
+        if media.kind == "video":
+            return video_patches(media.source, self.config, self.limits, media.field)
         return image_patches(load_image(media.source, self.limits, media.field), self.config)
 
     def _markers(self, kind: str) -> tuple[int, int]:

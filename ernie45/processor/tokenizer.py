@@ -45,23 +45,24 @@ class _Decoding:
 class Tokenizer:
     """Encodes plain text and control tokens on separate paths, so that text can never turn into a control token.
 
-    The `tokenizers` library matches added tokens wherever they occur in its input. So `_plain` is a copy without any, and
-    added tokens are found by `split_special`, which callers use only on text they made themselves.
+    The `tokenizers` library matches added tokens wherever they occur in its input. So `_plain` is a copy without control
+    tokens, and these are found by `split_special`, which callers use only on text they made themselves.
     """
 
     def __init__(self, data: dict[str, Any]) -> None:
         """data: the content of a `tokenizer.json`."""
         self.data = data
-        self.added = {token["content"]: AddedToken.from_json(token) for token in data.get("added_tokens") or ()}
-        self._plain = tokenizers.Tokenizer.from_str(json.dumps(_without_added_tokens(data)))
+        added = [AddedToken.from_json(token) for token in data.get("added_tokens") or ()]
+        self.control_ids = {token.content: token.id for token in added if token.is_control}
+        self._plain = tokenizers.Tokenizer.from_str(json.dumps(_without_control_tokens(data, self.control_ids)))
         self._ids = _vocabulary(data)
         self._decoding = _Decoding(*token_bytes(data, self._ids))
-        self._special_re = special_pattern(self.added.values())
-        self._hidden = {token.id for token in self.added.values() if token.special and token.content not in ANSWER_TAGS}
+        self._special_re = special_pattern(self.control_ids)
+        self._hidden = {token.id for token in added if token.special and token.content not in ANSWER_TAGS}
 
     @classmethod
     def from_dir(cls, folder: str | Path) -> "Tokenizer":
-        """`tokenizer.json` if there is one, else `tokenizer.model` with the folder's added tokens. CheckpointError if neither."""
+        """`tokenizer.json`, else `tokenizer.model` with the folder's added tokens. CheckpointError if there is neither."""
         folder = Path(folder)
         fast, slow = folder / "tokenizer.json", folder / "tokenizer.model"
         if fast.is_file():
@@ -90,23 +91,23 @@ class Tokenizer:
 
     @property
     def first_special_characters(self) -> frozenset[str]:
-        """The characters an added token can begin with."""
-        return frozenset(content[0] for content in self.added)
+        """The characters a control token can begin with."""
+        return frozenset(content[0] for content in self.control_ids)
 
     def split_special(self, text: str) -> list[str]:
-        """Cut at added tokens: even items are plain text (perhaps empty), odd items are added tokens."""
+        """Cut at control tokens: even items are plain text (perhaps empty), odd items are control tokens."""
         return self._special_re.split(text) if self._special_re else [text]
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Ids of the text; nothing is put before or after it.
 
-        allow_special: whether added tokens written out in the text become themselves. Leave it off for text of users.
+        allow_special: whether control tokens written out in the text become themselves. Leave it off for text of users.
         """
         if not allow_special:
             return self._plain.encode(text, add_special_tokens=False).ids if text else []
         ids: list[int] = []
         for index, piece in enumerate(self.split_special(text)):
-            ids += [self.added[piece.strip() or piece].id] if index % 2 else self.encode(piece)
+            ids += [self.control_ids[piece]] if index % 2 else self.encode(piece)
         return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
@@ -149,10 +150,10 @@ def _vocabulary(data: dict[str, Any]) -> dict[str, int]:
     return vocabulary
 
 
-def _without_added_tokens(data: dict[str, Any]) -> dict[str, Any]:
-    """The same tokenizer, blind to added tokens and without anything put around the text."""
+def _without_control_tokens(data: dict[str, Any], control_ids: dict[str, int]) -> dict[str, Any]:
+    """The same tokenizer, blind to control tokens and without anything put around the text."""
     model = data["model"]
-    if model.get("ignore_merges"):  # then a whole word found in the vocabulary is taken, an added token's name included
-        names = {token["content"] for token in data.get("added_tokens") or ()}
-        model = {**model, "vocab": {token: index for token, index in model["vocab"].items() if token not in names}}
-    return {**data, "model": model, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    if model.get("ignore_merges"):  # then a whole word found in the vocabulary is taken, a control token's name included
+        model = {**model, "vocab": {token: index for token, index in model["vocab"].items() if token not in control_ids}}
+    added = [token for token in data.get("added_tokens") or () if token["content"] not in control_ids]
+    return {**data, "model": model, "added_tokens": added, "post_processor": None, "truncation": None, "padding": None}

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ernie45.config.errors import CheckpointError
-from ernie45.processor.added_tokens import AddedToken
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 SPACE_MARK = "\u2581"
@@ -48,8 +47,8 @@ def token_bytes(data: dict[str, Any], ids: dict[str, int]) -> tuple[list[bytes |
     return bytes_of, _strips_first_space(steps)
 
 
-def special_pattern(tokens: Iterable[AddedToken]) -> re.Pattern[str] | None:
-    """A pattern with one group that matches the longest added token, for `re.split`. None if there are no tokens.
+def special_pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern with one group that matches the longest of the tokens, for `re.split`. None if there are no tokens.
 
     Built as a trie: ERNIE has over three thousand added tokens, nearly all beginning with `<|`, and a flat alternation
     would try each of them at every such place.
@@ -57,7 +56,7 @@ def special_pattern(tokens: Iterable[AddedToken]) -> re.Pattern[str] | None:
     trie: dict[str, Any] = {}
     for token in tokens:
         node = trie
-        for character in token.content:
+        for character in token:
             node = node.setdefault(character, {})
         node[""] = token
     return re.compile(f"({_trie_pattern(trie)})") if trie else None
