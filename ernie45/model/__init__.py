@@ -1,0 +1,1 @@
+"""The model as plain single-device code; nothing here imports torch.distributed."""

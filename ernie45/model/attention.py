@@ -1,0 +1,42 @@
+"""The decoder's grouped-query self-attention.
+
+Knows nothing about how positions were made or who owns the pages.
+"""
+
+from torch import Tensor, nn
+
+from ernie45.config.model import ModelConfig
+from ernie45.model.cache import CacheStep
+from ernie45.ops.attention import packed_attention, paged_attention
+from ernie45.ops.rope import rotate_interleaved
+
+
+class SelfAttention(nn.Module):
+    """Queries, keys and values from one fused projection (rows q | k | v), interleaved rope, causal attention."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        rows = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, rows, bias=False)
+        self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        x_TD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        cu_seqlens: tuple[int, ...],
+        layer: int,
+        cache: CacheStep | None,
+    ) -> Tensor:
+        """x [T, D] -> [T, D]. With a cache the new keys and values are written to it first, then all of it is read."""
+        qkv = self.qkv_proj(x_TD).unflatten(-1, (-1, self.head_dim))
+        # Queries and keys turn by the same angles, so they turn together.
+        qk, v_TJK = qkv.tensor_split([self.num_heads + self.num_kv_heads], dim=1)
+        q_THK, k_TJK = rotate_interleaved(qk, *rope).tensor_split([self.num_heads], dim=1)
+        if cache is None:
+            out_THK = packed_attention(q_THK, k_TJK, v_TJK, cu_seqlens, causal=True)
+        else:
+            k_NSJK, v_NSJK = cache.write(layer, k_TJK, v_TJK)
+            out_THK = paged_attention(q_THK, k_NSJK, v_NSJK, cache.page_table_BN, cu_seqlens, cache.context_lens)
+        return self.o_proj(out_THK.flatten(1))

@@ -1,0 +1,124 @@
+"""Heterogeneous mixture of experts: a list of modality-isolated expert pools and one shared feed-forward.
+
+Knows nothing about how tokens got their modality, and nothing about other ranks.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ernie45.config.model import ExpertPoolConfig, Modality, ModelConfig
+from ernie45.model.batch import PackedBatch, PoolRows
+from ernie45.ops.moe import count_experts, moe_ffn, route
+
+
+class RouterOutput(NamedTuple):
+    """What one pool's router did in one layer: the input of balance losses, bias updates and usage pictures.
+
+    logits_RE fp32 with gradient; experts_RA int64; weights_RA fp32 with gradient; tokens_per_expert_E int64.
+    """
+
+    pool: Modality
+    logits_RE: Tensor
+    experts_RA: Tensor
+    weights_RA: Tensor
+    tokens_per_expert_E: Tensor
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate x) * up x); gate and up are one projection, gate rows first. No bias."""
+
+    def __init__(self, hidden_size: int, ffn_size: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(hidden_size, 2 * ffn_size, bias=False)
+        self.down_proj = nn.Linear(ffn_size, hidden_size, bias=False)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        gate_TF, up_TF = self.gate_up_proj(x_TD).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate_TF) * up_TF)
+
+
+class Router(nn.Module):
+    """fp32 gate of one pool. The correction bias is state of the balancing rule, not a trained parameter.
+
+    Both stay fp32 when the model is cast: routing decided in bf16 differs from the released model's.
+    """
+
+    weight: Tensor
+    correction_bias: Tensor
+
+    def __init__(self, hidden_size: int, num_experts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size, dtype=torch.float32))
+        self.register_buffer("correction_bias", torch.zeros(num_experts, dtype=torch.float32))
+
+    def _apply(self, fn, recurse: bool = True):
+        def move_only(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move_only, recurse)
+
+
+class ExpertPool(nn.Module):
+    """Routed experts of one modality, stacked: gate_up_weight [E, 2F, D] (gate rows first), down_weight [E, D, F]."""
+
+    def __init__(self, config: ExpertPoolConfig, hidden_size: int, norm_min: float) -> None:
+        super().__init__()
+        self.config = config
+        self.norm_min = norm_min
+        self.router = Router(hidden_size, config.num_experts)
+        self.gate_up_weight = nn.Parameter(torch.empty(config.num_experts, 2 * config.ffn_size, hidden_size))
+        self.down_weight = nn.Parameter(torch.empty(config.num_experts, hidden_size, config.ffn_size))
+
+    def forward(self, x_RD: Tensor) -> tuple[Tensor, RouterOutput]:
+        """x [R, D] -> ([R, D], what the router did). R may be 0."""
+        router = self.router
+        logits_RE, experts_RA, weights_RA = route(
+            x_RD, router.weight, router.correction_bias, self.config.num_active, self.norm_min
+        )
+        counts_E = count_experts(experts_RA, self.config.num_experts)
+        y_RD = moe_ffn(x_RD, self.gate_up_weight, self.down_weight, experts_RA, weights_RA, counts_E)
+        return y_RD, RouterOutput(self.config.modality, logits_RE, experts_RA, weights_RA, counts_E)
+
+
+class HeterogeneousMoE(nn.Module):
+    """out = pool of the token's modality (x) + shared(x).
+
+    Every pool runs in every step, with zero rows where the step has no token for it: on many ranks the collectives then
+    always match, and every parameter always has a gradient.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.pools = nn.ModuleDict(
+            {pool.modality: ExpertPool(pool, config.hidden_size, config.norm_min) for pool in config.expert_pools}
+        )
+        self.shared = FeedForward(config.hidden_size, config.shared_ffn_size) if config.shared_ffn_size else None
+
+    def forward(self, x_TD: Tensor, batch: PackedBatch) -> tuple[Tensor, list[RouterOutput]]:
+        """x [T, D] -> ([T, D], one RouterOutput a pool). batch says which rows each pool serves."""
+        out_TD: Tensor | None = None
+        routers = []
+        for modality, pool in self.pools.items():
+            rows = batch.text_rows if modality == "text" else batch.vision_rows
+            y_RD, router_output = pool(_take(x_TD, rows))
+            routers.append(router_output)
+            out_TD = _put(out_TD, y_RD, rows, x_TD)
+        assert out_TD is not None, "a MoE layer has at least one pool"
+        return (out_TD if self.shared is None else out_TD + self.shared(x_TD)), routers
+
+
+def _take(x_TD: Tensor, rows: PoolRows) -> Tensor:
+    return x_TD if rows.index_R is None else x_TD.index_select(0, rows.index_R)
+
+
+def _put(out_TD: Tensor | None, y_RD: Tensor, rows: PoolRows, like_TD: Tensor) -> Tensor:
+    """Rows of y at their places; pools are disjoint, so a plain copy joins them."""
+    if rows.index_R is None:
+        # All rows are this pool's. The other pool's empty result is added so that it stays part of the graph.
+        return y_RD if out_TD is None else y_RD + out_TD
+    out_TD = torch.zeros_like(like_TD) if out_TD is None else out_TD
+    return out_TD.index_add(0, rows.index_R, y_RD)

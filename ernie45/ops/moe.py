@@ -1,0 +1,79 @@
+"""Routing and the grouped feed-forward of one expert pool: a grouped-matmul path and a loop as its slow twin.
+
+Knows nothing about modalities, layers or other ranks.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Routing(NamedTuple):
+    """What a router decided for R rows.
+
+    logits_RE: fp32, with gradient. experts_RA: chosen expert ids. weights_RA: their mixing weights, fp32, sum 1 per row.
+    """
+
+    logits_RE: Tensor
+    experts_RA: Tensor
+    weights_RA: Tensor
+
+
+def route(x_RD: Tensor, weight_ED: Tensor, bias_E: Tensor, num_active: int, norm_min: float) -> Routing:
+    """Top-k routing: softmax in fp32; the correction bias takes part in the selection only.
+
+    p = softmax(x W^T); chosen = top-k of (p + bias); weights = p[chosen] / max(sum p[chosen], norm_min).
+    """
+    with torch.autocast(x_RD.device.type, enabled=False):
+        logits_RE = F.linear(x_RD.float(), weight_ED)
+        probabilities_RE = logits_RE.softmax(-1)
+        experts_RA = (probabilities_RE.detach() + bias_E).topk(num_active, dim=-1).indices
+        chosen_RA = probabilities_RE.gather(-1, experts_RA)
+        weights_RA = chosen_RA / chosen_RA.sum(-1, keepdim=True).clamp_min(norm_min)
+    return Routing(logits_RE, experts_RA, weights_RA)
+
+
+def count_experts(experts_RA: Tensor, num_experts: int) -> Tensor:
+    """Rows sent to each expert, int64 [E]. No host synchronisation, unlike bincount on a GPU."""
+    counts_E = torch.zeros(num_experts, dtype=torch.int64, device=experts_RA.device)
+    flat = experts_RA.flatten()
+    return counts_E.scatter_add_(0, flat, torch.ones_like(flat))
+
+
+def moe_ffn(
+    x_RD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, experts_RA: Tensor, weights_RA: Tensor, counts_E: Tensor
+) -> Tensor:
+    """Sum over the chosen experts of weight * down(silu(gate x) * up x). Zero rows are allowed.
+
+    gate_up_EGD [E, 2F, D] has the gate rows first; down_EDF [E, D, F]. Returns [R, D] in x's dtype.
+
+    Rows are sorted by expert so that each expert's rows are one block of a grouped matmul. The mixing weight is applied
+    before the down projection (as in Baidu's training code): the combination is then a plain sum.
+    """
+    num_rows, num_active = experts_RA.shape
+    order_S = experts_RA.flatten().argsort(stable=True)
+    offsets_E = counts_E.cumsum(0, dtype=torch.int32)
+    # Row s of the sorted block is copy order_S[s] of token order_S[s] // A.
+    x_SD = x_RD.index_select(0, order_S.div(num_active, rounding_mode="floor"))
+    gate_SF, up_SF = F.grouped_mm(x_SD, gate_up_EGD.transpose(1, 2), offs=offsets_E).chunk(2, dim=-1)
+    weights_S1 = weights_RA.flatten().index_select(0, order_S).to(x_RD.dtype)[:, None]
+    hidden_SF = F.silu(gate_SF) * up_SF * weights_S1
+    y_SD = F.grouped_mm(hidden_SF, down_EDF.transpose(1, 2), offs=offsets_E)
+    back_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
+    return y_SD.index_select(0, back_S).unflatten(0, (num_rows, num_active)).sum(1)
+
+
+def moe_ffn_reference(
+    x_RD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, experts_RA: Tensor, weights_RA: Tensor, counts_E: Tensor
+) -> Tensor:
+    """The same, expert by expert."""
+    y_RD = torch.zeros_like(x_RD)
+    for expert in range(len(gate_up_EGD)):
+        rows, slots = (experts_RA == expert).nonzero(as_tuple=True)
+        assert len(rows) == counts_E[expert], (expert, len(rows), counts_E)
+        gate, up = F.linear(x_RD[rows], gate_up_EGD[expert]).chunk(2, dim=-1)
+        weighted = F.linear(F.silu(gate) * up, down_EDF[expert]) * weights_RA[rows, slots, None].to(x_RD.dtype)
+        y_RD = y_RD.index_add(0, rows, weighted)
+    return y_RD
