@@ -1,0 +1,34 @@
+# `make` alone lists the targets. The environment is made once, in .venv, and again when pyproject.toml changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# In one command with the package: pip then keeps this torch instead of fetching another build for a dependency.
+TORCH := torch==2.13.0
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1	\2/'
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 10) <= v < (3, 13) and f"PYTHON is Python {v[0]}.{v[1]}; ernie45 needs 3.10, 3.11 or 3.12: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (once; a few minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[test]'
+	@touch $@
+
+demo: $(STAMP) ## ask the tiny model about a picture in the terminal, then chat at http://127.0.0.1:8180
+	@$(BIN)/ernie45 demo
+
+test: $(STAMP) ## ruff, pyright and every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+bench: $(STAMP) ## the benchmarks of bench/ that need no GPU; results go to bench/results/
+	$(BIN)/python -m bench

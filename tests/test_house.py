@@ -1,0 +1,201 @@
+"""The rules of the house: who may import whom, how long things may be, what files may be called.
+
+Knows nothing about what the code does.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ernie45"
+
+# docs/architecture.md shows the same table.
+LAYERS = {
+    **dict.fromkeys(["cli", "commands", "recipes", "bench"], 7),
+    **dict.fromkeys(["server", "entrypoints", "hf"], 6),
+    **dict.fromkeys(["disagg", "train", "evals"], 5),
+    **dict.fromkeys(["engine", "data"], 4),
+    **dict.fromkeys(["parallel", "quant"], 3),
+    **dict.fromkeys(["model", "checkpoint", "processor"], 2),
+    "ops": 1,
+    **dict.fromkeys(["config", "assets"], 0),
+}
+WHOLE_RUNS = 7  # may import anything
+
+# Folders and files (without .py) that never name these packages, not even inside a function.
+BANNED = {
+    "torch": ["config", "processor", "commands", "cli", "engine/scheduler", "engine/pages", "engine/prefix_cache"],
+    "torch.distributed": ["config", "ops", "model", "checkpoint", "processor"],
+    "transformers": [name for name in LAYERS if name not in ("hf", "bench")],
+    "fastapi": [name for name in LAYERS if name not in ("server", "entrypoints")],
+    "pydantic": [name for name in LAYERS if name not in ("server", "entrypoints")],
+}
+IMPORTED_WITHOUT_TORCH = ["ernie45", "ernie45.cli", "ernie45.processor", "ernie45.config.presets", "ernie45.config.parameters"]
+FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc"}
+
+FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 40, 6
+HARD_FILE_LINES, HARD_FUNCTION_LINES = 600, 80
+# "path" or "path:function" -> why it is above a soft limit. The hard limits have no exceptions.
+EXCEPTIONS: dict[str, str] = {}
+
+
+def files_below(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def area_of(path: Path) -> str:
+    """The folder or file directly below the package that `path` belongs to; "" for the package's own __init__."""
+    area = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if area.startswith("__") else area
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Dotted name of everything that a file imports, at its top or anywhere inside; relative imports made absolute."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def is_part_of(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def layering_faults(path: Path) -> Iterator[str]:
+    """Imports of a package file that go upwards or sideways."""
+    area = area_of(path)
+    level = LAYERS[area]
+    for imported in imports_of(path):
+        parts = imported.split(".")
+        target = parts[1] if parts[0] == "ernie45" and len(parts) > 1 else None
+        if target not in LAYERS or target == area or level == WHOLE_RUNS:
+            continue
+        if LAYERS[target] >= level:
+            yield f"{name_of(path)} (layer {level}) imports {imported} (layer {LAYERS[target]})"
+
+
+def parameters_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    arguments = function.args
+    names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def size_faults(path: Path) -> Iterator[str]:
+    name, num_lines = name_of(path), len(path.read_text(encoding="utf-8").splitlines())
+    if num_lines > (HARD_FILE_LINES if name in EXCEPTIONS else FILE_LINES):
+        yield f"{name}: {num_lines} lines"
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            length, allowed = node.end_lineno - node.lineno + 1, f"{name}:{node.name}" in EXCEPTIONS
+            if length > (HARD_FUNCTION_LINES if allowed else FUNCTION_LINES):
+                yield f"{name}:{node.name}: {length} lines"
+            if parameters_of(node) > PARAMETERS and not allowed:
+                yield f"{name}:{node.name}: {parameters_of(node)} parameters"
+
+
+def test_every_folder_has_a_layer() -> None:
+    areas = {area_of(path) for path in files_below("ernie45")} - {""}
+    assert areas <= set(LAYERS), f"give {sorted(areas - set(LAYERS))} a layer, here and in docs/architecture.md"
+
+
+def test_imports_go_downwards() -> None:
+    assert [fault for path in files_below("ernie45") if area_of(path) for fault in layering_faults(path)] == []
+
+
+@pytest.mark.parametrize("package", BANNED)
+def test_packages_stay_where_they_belong(package: str) -> None:
+    faults = []
+    for place in BANNED[package]:
+        paths = [PACKAGE / f"{place}.py"] if (PACKAGE / f"{place}.py").exists() else (PACKAGE / place).rglob("*.py")
+        faults += [name_of(path) for path in paths if any(is_part_of(name, package) for name in imports_of(path))]
+    assert faults == [], f"{package} is imported where it must not be"
+
+
+@pytest.mark.parametrize("module", IMPORTED_WITHOUT_TORCH)
+def test_importing_it_loads_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules and 'torch was loaded')"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_files_functions_and_signatures_are_small() -> None:
+    assert [fault for path in files_below("ernie45", "tests", "bench", "examples") for fault in size_faults(path)] == []
+
+
+def test_exceptions_are_still_needed() -> None:
+    paths = {name_of(path): path for path in files_below("ernie45", "tests", "bench", "examples")}
+    for name, reason in EXCEPTIONS.items():
+        file, _, function = name.partition(":")
+        assert file in paths, f"{name} is gone: drop its exception"
+        assert reason.strip(), f"{name} needs a reason"
+        if function:
+            nodes = ast.walk(tree_of(paths[file]))
+            assert function in {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def test_names_say_something() -> None:
+    parts = {
+        (name_of(path), part) for path in files_below("ernie45", "tests", "bench") for part in path.relative_to(ROOT).parts
+    }
+    assert [name for name, part in sorted(parts) if part.removesuffix(".py") in FORBIDDEN_NAMES] == []
+
+
+def test_modules_say_what_they_are_and_what_they_do_not_know() -> None:
+    faults = []
+    for path in files_below("ernie45"):
+        docstring = ast.get_docstring(tree_of(path)) or ""
+        if not docstring or (path.name != "__init__.py" and "\n\n" not in docstring):
+            faults.append(name_of(path))
+    assert faults == [], "a module's docstring: what it is, an empty line, what it knows nothing about"
+
+
+def test_public_functions_are_documented() -> None:
+    faults = []
+    for path in files_below("ernie45"):
+        functions = [node for node in tree_of(path).body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        # What add_arguments and run of a command do is written once, in ernie45/commands/__init__.py.
+        public = [node for node in functions if not node.name.startswith("_") and area_of(path) != "commands"]
+        faults += [f"{name_of(path)}:{node.name}" for node in public if not ast.get_docstring(node)]
+    assert faults == []
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("from ernie45.engine import llm", "imports ernie45.engine.llm (layer 4)"),
+        ("def f():\n    import ernie45.processor", "imports ernie45.processor (layer 2)"),
+        ("from ..server import app", "imports ernie45.server.app (layer 6)"),
+        ("from ernie45.config import model\nfrom .moe import MoE\nimport numpy", None),
+    ],
+)
+def test_the_layering_test_can_fail(source: str, fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "ernie45" / "model" / "decoder.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(source, encoding="utf-8")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path / "ernie45")
+    assert [text.split(") ", 1)[1] for text in layering_faults(path)] == ([fault] if fault else [])
+
+
+def test_the_size_test_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "long.py"
+    path.write_text("def f(a, b, c, d, e, *, g, h):\n" + "    a = 1\n" * 400, encoding="utf-8")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert list(size_faults(path)) == ["long.py: 401 lines", "long.py:f: 401 lines", "long.py:f: 7 parameters"]
