@@ -1,0 +1,168 @@
+"""One request's life: its tokens, how many are computed, the pages that hold them, and how it ended.
+
+Knows nothing about scheduling order, tensors or text.
+"""
+
+from array import array
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ernie45.config.inputs import MediaItem, ModelInput
+from ernie45.config.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length"]
+State = Literal["waiting", "running", "finished"]
+
+
+class MediaUnit(NamedTuple):
+    """What the vision tower encodes at once and a chunk never cuts: an image, or two frames of a video.
+
+    key: content hash of the whole picture and the unit's index in it; equal keys have equal features.
+    start, end: its placeholder tokens in the sequence. patch_start, patch_end: its rows in `ModelInput.patches`.
+    """
+
+    key: tuple[str, int]
+    start: int
+    end: int
+    grid: tuple[int, int, int]
+    patch_start: int
+    patch_end: int
+
+
+def media_units(media: tuple[MediaItem, ...]) -> tuple[MediaUnit, ...]:
+    """Split every video into its two-frame units; images stay whole. In text order."""
+    units: list[MediaUnit] = []
+    patch = 0
+    for item in media:
+        frames, height, width = item.grid
+        num_units = max(frames // 2, 1)
+        grid = (frames // num_units, height, width)
+        num_patches = grid[0] * height * width
+        num_tokens = item.length // num_units
+        assert num_tokens * num_units == item.length, (item.length, item.grid)
+        for index in range(num_units):
+            start = item.offset + index * num_tokens
+            units.append(
+                MediaUnit((item.content_hash, index), start, start + num_tokens, grid, patch, patch + num_patches),
+            )
+            patch += num_patches
+    return tuple(units)
+
+
+class Event(NamedTuple):
+    """What one step gave one request. `token_ids` never has the stop token; `stop_token_id` names it when it came."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    stop_token_id: int | None
+    num_prompt_tokens: int
+    num_cached_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A finished answer. `token_ids` without the stop token that ended it, if one did (`stop_token_id`)."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_token_id: int | None
+    num_prompt_tokens: int
+    num_cached_tokens: int
+
+
+class Request:
+    """A sequence that grows. The scheduler moves it; the runner reads it.
+
+    tokens               prompt, then generated tokens, including a stop token.
+    num_computed_tokens  tokens whose keys and values are in `pages`; the rest is work.
+    pages                pages of the KV cache, in order; empty unless running.
+    page_keys            content keys of the leading full pages, as far as they have been asked for.
+    limit                tokens at which it ends with "length".
+    """
+
+    __slots__ = (
+        "finish_reason",
+        "inputs",
+        "limit",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "page_keys",
+        "pages",
+        "params",
+        "request_id",
+        "seed",
+        "state",
+        "stop_token_id",
+        "tokens",
+        "unit_starts",
+        "units",
+    )
+
+    def __init__(self, *, request_id: str, inputs: ModelInput, params: SamplingParams) -> None:
+        self.request_id = request_id
+        self.inputs = inputs
+        self.params = params
+        self.seed = 0 if params.seed is None else params.seed
+        self.units = media_units(inputs.media)
+        self.unit_starts = [unit.start for unit in self.units]
+        self.tokens = array("q", np.ascontiguousarray(inputs.token_ids, dtype=np.int64).tobytes())
+        self.limit = len(self.tokens) + params.max_tokens if params.max_tokens is not None else 2**62
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = 0
+        self.pages: list[int] = []
+        self.page_keys: list[bytes] = []
+        self.state: State = "waiting"
+        self.finish_reason: FinishReason | None = None
+        self.stop_token_id: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def output_token_ids(self) -> tuple[int, ...]:
+        """Generated tokens, without the stop token that ended them."""
+        end = -1 if self.stop_token_id is not None else None
+        return tuple(self.tokens[self.num_prompt_tokens : end])
+
+    def positions(self, start: int, end: int) -> np.ndarray:
+        """Rope positions int64 [end - start, 3] of tokens start to end; generated tokens are text and count on all axes."""
+        num_prompt = self.num_prompt_tokens
+        if end <= num_prompt:
+            return self.inputs.positions[start:end]
+        first = max(start, num_prompt)
+        origin = self.inputs.next_position - num_prompt
+        generated = np.repeat(np.arange(origin + first, origin + end, dtype=np.int64)[:, None], 3, axis=1)
+        if start >= num_prompt:
+            return generated
+        return np.concatenate([self.inputs.positions[start:num_prompt], generated])
+
+    def append(self, token_id: int) -> Event:
+        """Take one generated token; sets `finish_reason` when it is a stop token or reaches the limit."""
+        self.tokens.append(token_id)
+        visible: tuple[int, ...] = (token_id,)
+        if token_id in self.params.stop_token_ids:
+            self.finish_reason, self.stop_token_id, visible = "stop", token_id, ()
+        elif len(self.tokens) >= self.limit:
+            self.finish_reason = "length"
+        return Event(
+            self.request_id, visible, self.finish_reason, self.stop_token_id, self.num_prompt_tokens, self.num_cached_tokens
+        )
+
+    def completion(self) -> Completion:
+        """The answer of a finished request."""
+        assert self.finish_reason is not None, self.request_id
+        return Completion(
+            token_ids=self.output_token_ids,
+            finish_reason=self.finish_reason,
+            stop_token_id=self.stop_token_id,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+        )
