@@ -1,0 +1,117 @@
+"""From a model folder to a model in memory, one tensor at a time, straight into the parameters.
+
+Knows nothing about layouts beyond their slots, or about writing. The model's class is found by name when a model is loaded,
+because `model` stands on the same layer.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from os import cpu_count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ernie45.checkpoint.folder import ModelFolder, open_folder
+from ernie45.checkpoint.inventory import Inventory
+from ernie45.checkpoint.layouts.table import Slot
+from ernie45.checkpoint.tensor_file import OpenFiles
+from ernie45.config.errors import CheckpointError
+
+if TYPE_CHECKING:  # for type checkers only: at run time this layer does not reach beside itself
+    from ernie45.model.multimodal import ErnieModel
+
+MODEL_CLASS = "ernie45.model.multimodal:ErnieModel"
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_LOADED_DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
+# Bytes that one thread holds while it converts or transposes; a multiple of a row is taken, at least one row.
+CHUNK_BYTES = 8 << 20
+_MAX_THREADS = 4
+
+
+def load_model(
+    name_or_path: str | Path, dtype: torch.dtype | str | None = None, device: str | torch.device = "cpu"
+) -> "ErnieModel":
+    """The model of a folder (any layout) or of `tiny`, as an `ErnieModel` with all parameters read.
+
+    dtype: torch.float32 or torch.bfloat16, also by name ("fp32", "bf16"); default: that of the files. Routers and correction
+    biases are fp32 in any case. Memory: the model and a few MB. CheckpointError for anything wrong with the folder.
+    """
+    folder = open_folder(name_or_path)
+    wanted = loaded_dtype(dtype, folder)
+    module, _, attribute = MODEL_CLASS.partition(":")
+    model = getattr(import_module(module), attribute)(folder.config, dtype=wanted, device="meta")
+    model.to_empty(device=device)
+    read_into(folder, stored_tensors(model, folder.parameters))
+    return model
+
+
+def loaded_dtype(dtype: torch.dtype | str | None, folder: ModelFolder) -> torch.dtype:
+    """The type to load in. CheckpointError for types the model does not run in."""
+    if dtype is None:
+        stored = DTYPES.get(folder.dtype, torch.float32)
+        return stored if stored in _LOADED_DTYPES.values() else torch.float32
+    wanted = _LOADED_DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if wanted is None or wanted not in _LOADED_DTYPES.values():
+        raise CheckpointError(f"dtype ({dtype}) must be one of {', '.join(_LOADED_DTYPES)}; choose one of them")
+    return wanted
+
+
+def stored_tensors(model: nn.Module, parameters: Inventory) -> dict[str, Tensor]:
+    """The model's parameters and buffers by name, detached, sharing memory. They must be those of the inventory."""
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+    theirs, ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}, {n: p.shape for n, p in parameters.items()}
+    assert theirs == ours, sorted(set(theirs.items()) ^ set(ours.items()))[:6]
+    return tensors
+
+
+@torch.no_grad()
+def read_into(folder: ModelFolder, targets: Mapping[str, Tensor]) -> None:
+    """Fill `targets` (parameter name -> contiguous tensor on any device) from the folder's files."""
+    files = frozenset(tensor.file for tensor in folder.tensors.values())
+    num_threads = min(_MAX_THREADS, cpu_count() or 1)
+    with OpenFiles(files) as opened, ThreadPoolExecutor(num_threads) as threads:
+        jobs = [threads.submit(_read_slot, folder, slot, targets[slot.parameter], opened) for slot in folder.slots]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _read_slot(folder: ModelFolder, slot: Slot, parameter: Tensor, opened: OpenFiles) -> None:
+    source = folder.tensors[slot.tensor]
+    if source.dtype not in DTYPES:
+        raise CheckpointError(
+            f"tensor {slot.tensor} in {source.file} has dtype {source.dtype}; it must be one of {', '.join(DTYPES)}: "
+            "quantised checkpoints cannot be read, use the bf16 release of the model"
+        )
+    target = (parameter if slot.expert is None else parameter[slot.expert])[slot.start : slot.stop]
+    shape, begin = source.shape, source.begin
+    if slot.file_row is not None:
+        shape = shape[1:]
+        begin += slot.file_row * (source.num_bytes // source.shape[0])
+    dtype = DTYPES[source.dtype]
+    direct = dtype == target.dtype and not slot.transpose and target.device.type == "cpu" and target.is_contiguous()
+    if direct:
+        opened.read(source.file, begin, _bytes_of(target))
+        return
+    row_bytes = source.num_bytes // max(1, source.shape[0]) if slot.file_row is None else dtype.itemsize
+    step = max(1, CHUNK_BYTES // max(1, row_bytes))
+    for row in range(0, shape[0], step):
+        count = min(step, shape[0] - row)
+        chunk = torch.empty((count, *shape[1:]), dtype=dtype)
+        opened.read(source.file, begin + row * row_bytes, _bytes_of(chunk))
+        if slot.transpose:
+            target[:, row : row + count].copy_(chunk.T)
+        else:
+            target[row : row + count].copy_(chunk)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
