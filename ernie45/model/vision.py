@@ -36,7 +36,8 @@ class VisionTower(nn.Module):
         rope = vision_rope_table(yx_P2, config.head_dim, config.rope_theta)
         cu_seqlens = [0]
         for frames, height, width in grids:
-            cu_seqlens.extend(cu_seqlens[-1] + height * width * (frame + 1) for frame in range(frames))
+            for _ in range(frames):
+                cu_seqlens.append(cu_seqlens[-1] + height * width)
         for block in self.blocks:
             x_PD = block(x_PD, rope, cu_seqlens)
         return self.ln(x_PD)
