@@ -69,7 +69,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         return Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layer = image.convert("RGBA")
+        layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGB", layer.size, (255, 255, 255))
         white.paste(layer.convert("RGB"), mask=layer.getchannel("A"))
         return white

@@ -12,7 +12,8 @@ import numpy as np
 
 from ernie45.config.errors import CheckpointError, RequestError
 from ernie45.config.inputs import MediaItem, ModelInput
-from ernie45.config.model import SpecialTokens
+from ernie45.config.model import ModelConfig, SpecialTokens
+from ernie45.config.model_json import config_from_json
 from ernie45.config.processor import ProcessorConfig, processor_config_from_json, processor_config_to_json
 from ernie45.processor.added_tokens import (
     IMAGE_END,
@@ -59,15 +60,23 @@ class Processor:
     ) -> "Processor":
         """Read a model folder. CheckpointError or ConfigError if a file is missing, damaged or contradicts another.
 
-        tokens: ids the model depends on; read from `config.json` when not given. limits: of the media that users send.
+        tokens: ids the model depends on; from `config.json` when not given. limits: of the media that users send.
         """
         folder = Path(folder)
         tokenizer_config = _read_json(folder / "tokenizer_config.json")
-        preprocessor = _read_json(folder / "preprocessor_config.json")
+        image_config = _read_processor_config(folder)
+        if tokens is None:
+            model = _read_model_config(folder)
+            tokens, vision = model.tokens, model.vision
+            if vision and (vision.patch_size, vision.spatial_merge_size) != (image_config.patch_size, image_config.merge_size):
+                raise CheckpointError(
+                    f"patch_size and merge_size ({image_config.patch_size}, {image_config.merge_size}) in "
+                    f"preprocessor_config.json must be those of config.json ({vision.patch_size}, {vision.spatial_merge_size})"
+                )
         return cls(
             Tokenizer.from_dir(folder),
-            tokens=tokens or _read_special_tokens(folder),
-            config=processor_config_from_json(preprocessor),
+            tokens=tokens,
+            config=image_config,
             template=_read_template(folder, tokenizer_config),
             limits=limits,
         )
@@ -218,10 +227,19 @@ def _read_template(folder: Path, tokenizer_config: dict[str, Any]) -> ChatTempla
     return ChatTemplate(source or BUILT_IN_TEMPLATE, dict(named_special_tokens(tokenizer_config)))
 
 
-def _read_special_tokens(folder: Path) -> SpecialTokens:
-    from ernie45.config.model_json import config_from_json
+def _read_processor_config(folder: Path) -> ProcessorConfig:
+    """preprocessor_config.json, or transformers' native files: one more for videos, or both inside processor_config.json."""
+    both = _read_json(folder / "processor_config.json")
+    image = _read_json(folder / "preprocessor_config.json") or both.get("image_processor") or {}
+    video = _read_json(folder / "video_preprocessor_config.json") or both.get("video_processor") or {}
+    return processor_config_from_json(image, video)
 
-    return config_from_json(_read_json(folder / "config.json")).tokens
+
+def _read_model_config(folder: Path) -> ModelConfig:
+    data = _read_json(folder / "config.json")
+    if not data:
+        raise CheckpointError(f"model folder ({folder}) has no config.json; name a folder with a model")
+    return config_from_json(data)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 import random
+from functools import cache
 
 import pytest
 import sentencepiece
@@ -39,11 +40,15 @@ def train(**options) -> bytes:
     return model.getvalue()
 
 
+@cache
+def mapped_model() -> bytes:
+    return train(normalization_rule_name="nfkc", user_defined_symbols=[])
+
+
 VARIANTS = {
     "ernie": {},
     "dummy prefix": {"add_dummy_prefix": True, "user_defined_symbols": []},
     "spaces removed": {"remove_extra_whitespaces": True, "user_defined_symbols": []},
-    "nfkc": {"normalization_rule_name": "nfkc", "user_defined_symbols": []},
 }
 
 
@@ -82,6 +87,15 @@ def test_decodes_like_the_library_whole_and_in_pieces(pair, text, data):
         start = end
     assert "".join(pieces) + decoder.flush() == ours.decode(ids)
     assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in text
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(alphabet="ab the １２Ａﬁ①ｶ小猫é\u3000\t."))
+def test_a_character_map_is_applied(text):
+    """Without combining marks: the tokenizers library maps whole grapheme clusters, SentencePiece characters."""
+    model = mapped_model()
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
+    assert Tokenizer(tokenizer_json_from_sentencepiece(model, [])).encode(text) == theirs.encode(text)
 
 
 def test_a_control_token_typed_as_text_stays_text():

@@ -1,0 +1,213 @@
+"""Downloads: limits of size, time and redirects, and addresses that must not be reached."""
+
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from ernie45.config.errors import MediaError
+from ernie45.processor.fetch import FetchLimits, fetch, is_public
+
+BODY = b"x" * 5000
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        name, _, argument = self.path.lstrip("/").partition("/")
+        getattr(self, f"send_{name}")(argument)
+
+    def send_body(self, _):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BODY)))
+        self.end_headers()
+        self.wfile.write(BODY)
+
+    def send_unannounced(self, _):
+        """No length: the connection's end is the body's end. Far more than any limit here."""
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        try:
+            for _ in range(1000):
+                self.wfile.write(BODY)
+        except OSError:
+            self.server.hung_up.set()
+        self.close_connection = True
+
+    def send_drip(self, _):
+        """A byte at a time, each well within a read's time limit."""
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        try:
+            for _ in range(1000):
+                self.wfile.write(b"x")
+                time.sleep(0.05)
+        except OSError:
+            pass
+        self.close_connection = True
+
+    def send_hop(self, count):
+        self.send_response(302)
+        self.send_header("Location", f"/hop/{int(count) - 1}" if int(count) > 1 else "/body")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def send_to(self, target):
+        self.send_response(307)
+        self.send_header("Location", target)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def send_missing(self, _):
+        self.send_error(404)
+
+    def send_compressed(self, _):
+        self.send_response(200)
+        self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", "3")
+        self.end_headers()
+        self.wfile.write(b"abc")
+
+
+@pytest.fixture(scope="module")
+def host():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.hung_up = threading.Event()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def limits(**options) -> FetchLimits:
+    return FetchLimits(**{"max_bytes": 10_000, "total_seconds": 5.0, "allow_private_addresses": True, **options})
+
+
+def get(host, path: str, **options) -> bytes:
+    return fetch(f"http://127.0.0.1:{host.server_port}/{path}", limits(**options), "messages[0].content[1].image_url")
+
+
+def test_a_body_comes_whole(host):
+    assert get(host, "body") == BODY
+
+
+def test_redirects_are_followed_up_to_the_limit(host):
+    assert get(host, "hop/3", max_redirects=3) == BODY
+    with pytest.raises(MediaError, match="redirects more than 3 times"):
+        get(host, "hop/4", max_redirects=3)
+
+
+def test_a_body_announced_too_large_is_not_read(host):
+    with pytest.raises(MediaError, match="larger than the limit of 4999 bytes"):
+        get(host, "body", max_bytes=4999)
+
+
+def test_a_body_without_length_is_cut_at_the_limit(host):
+    with pytest.raises(MediaError, match="larger than the limit"):
+        get(host, "unannounced")
+    assert host.hung_up.wait(5)
+
+
+def test_a_slow_drip_ends_at_the_total_time(host):
+    start = time.monotonic()
+    with pytest.raises(MediaError, match=r"took longer than the limit \(5 s to connect, 0\.4 s in all\)"):
+        get(host, "drip", total_seconds=0.4)
+    assert time.monotonic() - start < 2
+
+
+def test_other_statuses_and_encodings_are_errors(host):
+    with pytest.raises(MediaError, match="status 404"):
+        get(host, "missing")
+    with pytest.raises(MediaError, match="came compressed"):
+        get(host, "compressed")
+
+
+def test_a_redirect_to_another_scheme_is_refused(host):
+    with pytest.raises(MediaError, match="must begin with http"):
+        get(host, "to/file:///etc/passwd")
+
+
+@contextmanager
+def names(monkeypatch, addresses):
+    """Let every name resolve to these addresses."""
+    entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: entries)
+        yield
+
+
+PRIVATE = [
+    "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
+    "255.255.255.255", "::1", "fe80::1", "fe80::1%eth0", "fc00::1", "::", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
+    "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1", "ff02::1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_inner_addresses_are_not_public(address):
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
+def test_outer_addresses_are_public(address):
+    assert is_public(address)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{}/body", "http://localhost:{}/body", "http://[::ffff:127.0.0.1]:{}/body"])
+def test_the_own_machine_is_refused_by_default(host, url):
+    with pytest.raises(MediaError, match="not an address of the public internet"):
+        fetch(url.format(host.server_port), limits(allow_private_addresses=False))
+
+
+def test_a_name_with_one_inner_address_is_refused(monkeypatch):
+    with names(monkeypatch, ["8.8.8.8", "10.0.0.1"]), pytest.raises(MediaError, match=r"10\.0\.0\.1"):
+        fetch("http://pictures.example/a.png", limits(allow_private_addresses=False))
+
+
+def test_a_redirect_inside_is_refused_where_the_first_host_was_allowed(host, monkeypatch):
+    """The check is made at each connection: here the first is let through by hand, the second is not."""
+    seen = []
+
+    def public_at_first(address):
+        seen.append(address)
+        return len(seen) == 1
+
+    monkeypatch.setattr("ernie45.processor.fetch.is_public", public_at_first)
+    with pytest.raises(MediaError, match="not an address of the public internet"):
+        get(host, f"to/http://localhost:{host.server_port}/body", allow_private_addresses=False)
+    assert len(seen) >= 2
+
+
+@pytest.mark.parametrize("url", ["ftp://a.example/b", "http://", "http:///x", "http://a b/", "http://[::1", "//x/y", "x"])
+def test_what_is_no_http_address_is_refused(url):
+    with pytest.raises(MediaError):
+        fetch(url, limits())
+
+
+def test_a_closed_port_is_an_error():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(MediaError, match="cannot be fetched"):
+        fetch(f"http://127.0.0.1:{port}/", limits())
+
+
+def test_an_unknown_name_is_an_error(monkeypatch):
+    def unknown(*args, **kwargs):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(MediaError, match="cannot be resolved"):
+        fetch("http://nowhere.example/a.png", limits())
