@@ -1,6 +1,7 @@
 """The model's own promises: cache, precision, empty pools, family members, multi-token prediction."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -44,7 +45,7 @@ def test_cache_in_chunks_equals_whole(twins, make_sequence: Callable, cuts: list
     pages = torch.tensor([[3, 1, 8, 0, 5, 2, 7, 4]])
     slots = (pages[0][:, None] * 4 + torch.arange(4)).flatten()
     actual = []
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         step = CacheStep(cache=cache, slots_T=slots[start:end], page_table_BN=pages, context_lens=(end,))
         part = rows(batch, start, end)
         chosen = features[(batch.feature_rows_R >= start) & (batch.feature_rows_R < end)]
@@ -111,24 +112,24 @@ def test_text_members_against_transformers(make_sequence: Callable, tmp_path, tw
 
     from ernie45.checkpoint import load_model
 
-    common = dict(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    common = {
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     if family == "dense":
         theirs = transformers.Ernie4_5ForCausalLM(transformers.Ernie4_5Config(**common)).eval()
     else:
-        experts = dict(moe_intermediate_size=48, moe_k=3, moe_num_experts=8, moe_num_shared_experts=2)
+        experts = {"moe_intermediate_size": 48, "moe_k": 3, "moe_num_experts": 8, "moe_num_shared_experts": 2}
         theirs = transformers.Ernie4_5_MoeForCausalLM(transformers.Ernie4_5_MoeConfig(**common, **experts)).eval()
     generator = torch.Generator().manual_seed(3)
     for parameter in theirs.parameters():
