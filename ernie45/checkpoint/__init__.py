@@ -6,14 +6,16 @@ Importing this package imports no torch; the functions that need it load it when
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ernie45.checkpoint.convert import convert
 from ernie45.checkpoint.folder import open_folder, read_config, resolve_model
 
 if TYPE_CHECKING:
     from ernie45.checkpoint.reader import load_model
+    from ernie45.checkpoint.saver import save_model
 
-__all__ = ["load_model", "open_folder", "read_config", "resolve_model"]
+__all__ = ["convert", "load_model", "open_folder", "read_config", "resolve_model", "save_model"]
 
-_NEED_TORCH = {"load_model": "ernie45.checkpoint.reader"}
+_NEED_TORCH = {"load_model": "ernie45.checkpoint.reader", "save_model": "ernie45.checkpoint.saver"}
 
 
 def __getattr__(name: str) -> Any:
