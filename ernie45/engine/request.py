@@ -3,6 +3,7 @@
 Knows nothing about scheduling order, tensors or text.
 """
 
+import secrets
 from array import array
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -78,7 +79,7 @@ class Request:
 
     tokens               prompt, then generated tokens, including a stop token.
     num_computed_tokens  tokens whose keys and values are in `pages`; the rest is work.
-    pages                pages of the KV cache, in order; empty unless running.
+    pages                pages of the KV cache, in order; empty unless running. An array, as a step copies it into its table.
     page_keys            content keys of the leading full pages, as far as they have been asked for.
     limit                tokens at which it ends with "length".
     """
@@ -105,14 +106,14 @@ class Request:
         self.request_id = request_id
         self.inputs = inputs
         self.params = params
-        self.seed = 0 if params.seed is None else params.seed
+        self.seed = secrets.randbits(63) if params.seed is None else params.seed
         self.units = media_units(inputs.media)
         self.unit_starts = [unit.start for unit in self.units]
         self.tokens = array("q", np.ascontiguousarray(inputs.token_ids, dtype=np.int64).tobytes())
         self.limit = len(self.tokens) + params.max_tokens if params.max_tokens is not None else 2**62
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
-        self.pages: list[int] = []
+        self.pages = array("q")
         self.page_keys: list[bytes] = []
         self.state: State = "waiting"
         self.finish_reason: FinishReason | None = None

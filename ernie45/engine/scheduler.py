@@ -6,6 +6,7 @@ One rule: a request's work is `num_tokens - num_computed_tokens`, and a step has
 prefix hits and resumption after preemption all follow from it.
 """
 
+from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
@@ -184,7 +185,7 @@ class Scheduler:
             if victim is request:
                 return returned
         if missing > 0:
-            request.pages += self._pool.allocate(missing)
+            request.pages.extend(self._pool.allocate(missing))
         return returned
 
     def _preempt(self, request: Request) -> None:
@@ -218,7 +219,7 @@ class Scheduler:
             self._pool.release(pages)
             request.num_computed_tokens = 0
             return 0
-        request.pages = pages + self._pool.allocate(missing)
+        request.pages = array("q", pages + self._pool.allocate(missing))
         if request.num_tokens == request.num_prompt_tokens:  # a resumed answer finds its own pages: no hit of the prompt
             request.num_cached_tokens = request.num_computed_tokens
             self._cache.count(request)
@@ -235,7 +236,7 @@ class Scheduler:
 
     def _drop_pages(self, request: Request) -> None:
         self._pool.release(request.pages)
-        request.pages = []
+        request.pages = array("q")
 
 
 def chunk_end(request: Request, start: int, budget: int, may_exceed: bool) -> int:

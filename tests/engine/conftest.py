@@ -32,6 +32,7 @@ CONFIG = ModelConfig(
     ),
     vocab_size=96,
     max_position_embeddings=512,
+    tie_word_embeddings=False,
     vision=VisionConfig(depth=2, hidden_size=16, num_heads=2, intermediate_size=32, patch_size=2),
     tokens=SpecialTokens(end_of_turn=90, image_patch=91, image_start=92, image_end=93, video_start=94, video_end=95),
 )

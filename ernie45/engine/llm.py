@@ -1,0 +1,141 @@
+"""The engine's face: schedule, run, update, over and over.
+
+Knows nothing about text, HTTP or threads; whoever owns an LLM calls it from one thread.
+"""
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from itertools import count
+from pathlib import Path
+
+from ernie45.checkpoint import load_model
+from ernie45.config.engine import EngineConfig
+from ernie45.config.errors import RequestError
+from ernie45.config.inputs import ModelInput
+from ernie45.config.sampling import SamplingParams
+from ernie45.engine.capacity import context_length, num_pages
+from ernie45.engine.request import Completion, Event, Request
+from ernie45.engine.runner import Runner
+from ernie45.engine.scheduler import Scheduler, SchedulerStats
+from ernie45.model.cache import PagedKVCache
+from ernie45.model.multimodal import ErnieModel
+
+
+class LLM:
+    """A model that serves many requests at once.
+
+    Two ways to use it, not both at a time: `stream` and `generate`, which step by themselves, or `submit`, `abort` and
+    `step` for an owner with a loop of its own. Streams and `generate` may interleave.
+    """
+
+    def __init__(self, model: ErnieModel, config: EngineConfig | None = None) -> None:
+        """`model` is used as it is, on its device and in its dtype."""
+        self.model = model
+        self.config = config or EngineConfig(device=str(model.device))
+        pages = num_pages(self.config, model.config, model.dtype)
+        cache = PagedKVCache(
+            model.config, num_pages=pages, page_size=self.config.page_size, dtype=model.dtype, device=model.device
+        )
+        self._scheduler = Scheduler(self.config, pages, context_length(self.config, model.config))
+        self._runner = Runner(model, cache, self.config.vision_cache_tokens)
+        self._inboxes: dict[str, deque[Event]] = {}
+        self._ids = count()
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, config: EngineConfig | None = None) -> "LLM":
+        """Load a model folder, or the shipped one by the name `tiny`. CheckpointError, ConfigError as in their modules."""
+        config = config or EngineConfig()
+        return cls(load_model(name_or_path, dtype=config.dtype, device=config.device), config)
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and answer together that one request may have."""
+        return self._scheduler.max_model_len
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def stats(self) -> SchedulerStats:
+        return self._scheduler.stats()
+
+    def check_integrity(self) -> None:
+        self._scheduler.check_integrity()
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its events come out of `step`. RequestError, and nothing changes, if the model cannot take it."""
+        model, inputs = self.model.config, request.inputs
+        if inputs.media and not model.is_multimodal:
+            raise RequestError(f"pictures ({len(inputs.media)}) must not be given to a text-only model; send text alone")
+        if len(inputs) and not 0 <= inputs.token_ids.min() <= inputs.token_ids.max() < model.vocab_size:
+            raise RequestError(
+                f"token ids ({inputs.token_ids.min()} to {inputs.token_ids.max()}) must be from 0 to {model.vocab_size - 1}; "
+                "use the model's own tokenizer"
+            )
+        self._scheduler.add(request)
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request, waiting or running, and free its pages at once. No event follows. False if it is not known."""
+        return self._scheduler.abort(request_id)
+
+    def step(self) -> list[Event]:
+        """One step of the model for all requests: one event for each request that got a token. Empty without work."""
+        chunks = self._scheduler.schedule()
+        if not chunks:
+            return []
+        return self._scheduler.update(chunks, self._runner.run(chunks))
+
+    def stream(self, inputs: ModelInput, params: SamplingParams | None = None) -> Generator[Event, None, None]:
+        """Events of one request as they come; the last has a finish reason. Closing it aborts the request."""
+        request = self._enter(inputs, params or SamplingParams())
+        return self._receive(request)
+
+    def generate(
+        self, inputs: Sequence[ModelInput], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """Answer all inputs, batched as they come and go; answers in the order of the inputs. One params for all or one each.
+
+        RequestError if the model cannot take one of them, before any of them has run.
+        """
+        params = params or SamplingParams()
+        each = [params] * len(inputs) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(inputs):
+            raise RequestError(f"params ({len(each)}) must be one for all or one for each of {len(inputs)} inputs")
+        requests: list[Request] = []
+        try:
+            for item, item_params in zip(inputs, each, strict=True):
+                requests.append(self._enter(item, item_params))
+            while any(request.finish_reason is None for request in requests):
+                self._pump()
+        finally:
+            for request in requests:
+                self._leave(request)
+        return [request.completion() for request in requests]
+
+    def _enter(self, inputs: ModelInput, params: SamplingParams) -> Request:
+        request = Request(request_id=f"local-{next(self._ids)}", inputs=inputs, params=params)
+        self.submit(request)
+        self._inboxes[request.request_id] = deque()
+        return request
+
+    def _leave(self, request: Request) -> None:
+        self.abort(request.request_id)
+        self._inboxes.pop(request.request_id, None)
+
+    def _receive(self, request: Request) -> Generator[Event, None, None]:
+        inbox = self._inboxes[request.request_id]
+        try:
+            while True:
+                while not inbox:
+                    self._pump()
+                event = inbox.popleft()
+                yield event
+                if event.finish_reason is not None:
+                    return
+        finally:
+            self._leave(request)
+
+    def _pump(self) -> None:
+        for event in self.step():
+            assert event.request_id in self._inboxes, f"{event.request_id} was submitted by hand while a stream ran"
+            self._inboxes[event.request_id].append(event)

@@ -1,0 +1,120 @@
+"""Runs one planned step on the model: host arrays in, drawn tokens out.
+
+Knows nothing about queues, budgets or why these chunks were chosen.
+
+Everything the step needs is laid out on the host first (tokens, positions, pages, the rows of each expert pool), so the
+device never waits for a question; one copy to the host brings back the drawn tokens.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ernie45.engine.request import MediaUnit
+from ernie45.engine.sampler import Draw, sample
+from ernie45.engine.scheduler import Chunk
+from ernie45.engine.vision_features import VisionFeatures
+from ernie45.model.batch import PackedBatch, pool_rows
+from ernie45.model.cache import CacheStep, PagedKVCache
+from ernie45.model.multimodal import ErnieModel
+
+
+class Runner:
+    """One model with its KV cache. Not thread-safe: one step at a time."""
+
+    def __init__(self, model: ErnieModel, cache: PagedKVCache, vision_cache_tokens: int) -> None:
+        self._model = model
+        self._cache = cache
+        self._device = model.device
+        self.features = VisionFeatures(model, vision_cache_tokens)
+
+    @torch.inference_mode()
+    def run(self, chunks: Sequence[Chunk]) -> list[int]:
+        """Compute the chunks' tokens into the cache; one drawn token for each chunk that samples, in order."""
+        draws = [Draw(chunk.request.params, chunk.request.seed, chunk.end) for chunk in chunks if chunk.samples]
+        logits_RV = self.logits(chunks)
+        return sample(logits_RV, draws).tolist() if draws else []
+
+    @torch.inference_mode()
+    def logits(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Compute the chunks' tokens into the cache; logits [R, V] after the last token of each chunk that samples."""
+        cu_seqlens = (0, *accumulate(chunk.end - chunk.start for chunk in chunks))
+        batch, features_RD = self._batch(chunks, cu_seqlens)
+        out = self._model(batch, cache=self._cache_step(chunks), features_RD=features_RD)
+        hidden_TD = out.hidden_TD
+        rows = [cu_seqlens[index + 1] - 1 for index, chunk in enumerate(chunks) if chunk.samples]
+        if len(rows) < len(hidden_TD):
+            hidden_TD = hidden_TD.index_select(0, torch.tensor(rows, dtype=torch.int64, device=self._device))
+        return self._model.logits(hidden_TD)
+
+    def _batch(self, chunks: Sequence[Chunk], cu_seqlens: tuple[int, ...]) -> tuple[PackedBatch, Tensor | None]:
+        token_ids = np.concatenate([np.array(request.tokens[start:end]) for request, start, end, _ in chunks])
+        positions = np.concatenate([request.positions(start, end) for request, start, end, _ in chunks])
+        text, vision = pool_rows(self._is_vision(chunks, cu_seqlens), self._device)
+        feature_rows_R, features_RD = self._features(chunks, cu_seqlens)
+        batch = PackedBatch(
+            token_ids_T=self._to_device(token_ids),
+            positions_TX=self._to_device(positions),
+            cu_seqlens=cu_seqlens,
+            text_rows=text,
+            vision_rows=vision,
+            feature_rows_R=feature_rows_R,
+        )
+        return batch, features_RD
+
+    def _is_vision(self, chunks: Sequence[Chunk], cu_seqlens: tuple[int, ...]) -> np.ndarray:
+        """Host mask [T] of the rows for the vision experts; generated tokens are text."""
+        is_vision = np.zeros(cu_seqlens[-1], dtype=bool)
+        for (request, start, end, _), row in zip(chunks, cu_seqlens, strict=False):
+            if start < request.num_prompt_tokens:
+                prompt_part = request.inputs.is_vision[start:end]
+                is_vision[row : row + len(prompt_part)] = prompt_part
+        return is_vision
+
+    def _features(self, chunks: Sequence[Chunk], cu_seqlens: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
+        """Rows of the step that are placeholders, and their features, both in order; None and None without pictures."""
+        wanted = [(chunk, row, unit) for chunk, row in zip(chunks, cu_seqlens, strict=False) for unit in _units(chunk)]
+        if not wanted:
+            return None, None
+        by_key = self.features.get((chunk.request, unit) for chunk, _, unit in wanted)
+        rows, parts = [], []
+        for chunk, row, unit in wanted:
+            # After a prefix hit a chunk may begin inside a picture.
+            first, last = max(unit.start, chunk.start), min(unit.end, chunk.end)
+            rows.append(np.arange(row + first - chunk.start, row + last - chunk.start))
+            parts.append(by_key[unit.key][first - unit.start : last - unit.start])
+        return self._to_device(np.concatenate(rows)), torch.cat(parts)
+
+    def _cache_step(self, chunks: Sequence[Chunk]) -> CacheStep:
+        page_size = self._cache.page_size
+        table = np.zeros((len(chunks), max(len(chunk.request.pages) for chunk in chunks)), dtype=np.int64)
+        slots = []
+        for index, (request, start, end, _) in enumerate(chunks):
+            pages = np.frombuffer(request.pages, dtype=np.int64)
+            table[index, : len(pages)] = pages
+            tokens = np.arange(start, end)
+            slots.append(pages[tokens // page_size] * page_size + tokens % page_size)
+        return CacheStep(
+            cache=self._cache,
+            slots_T=self._to_device(np.concatenate(slots)),
+            page_table_BN=self._to_device(table),
+            context_lens=tuple(chunk.end for chunk in chunks),
+        )
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+
+def _units(chunk: Chunk) -> Iterator[MediaUnit]:
+    """Units with tokens in the chunk, in order."""
+    request, start, end, _ = chunk
+    units = request.units
+    for index in range(max(bisect_right(request.unit_starts, start) - 1, 0), len(units)):
+        if units[index].start >= end:
+            break
+        if units[index].end > start:
+            yield units[index]
