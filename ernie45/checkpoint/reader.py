@@ -1,15 +1,12 @@
 """From a model folder to a model in memory, one tensor at a time, straight into the parameters.
 
-Knows nothing about layouts beyond their slots, or about writing. The model's class is found by name when a model is loaded,
-because `model` stands on the same layer.
+Knows nothing about layouts beyond their slots, or about writing.
 """
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from os import cpu_count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +16,7 @@ from ernie45.checkpoint.inventory import Inventory
 from ernie45.checkpoint.layouts.table import Slot
 from ernie45.checkpoint.tensor_file import OpenFiles
 from ernie45.config.errors import CheckpointError
-
-if TYPE_CHECKING:  # for type checkers only: at run time this layer does not reach beside itself
-    from ernie45.model.multimodal import ErnieModel
-
-MODEL_CLASS = "ernie45.model.multimodal:ErnieModel"
+from ernie45.model.multimodal import ErnieModel
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _LOADED_DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
@@ -34,7 +27,7 @@ _MAX_THREADS = 4
 
 def load_model(
     name_or_path: str | Path, dtype: torch.dtype | str | None = None, device: str | torch.device = "cpu"
-) -> "ErnieModel":
+) -> ErnieModel:
     """The model of a folder (any layout) or of `tiny`, as an `ErnieModel` with all parameters read.
 
     dtype: torch.float32 or torch.bfloat16, also by name ("fp32", "bf16"); default: that of the files. Routers and correction
@@ -42,8 +35,7 @@ def load_model(
     """
     folder = open_folder(name_or_path)
     wanted = loaded_dtype(dtype, folder)
-    module, _, attribute = MODEL_CLASS.partition(":")
-    model = getattr(import_module(module), attribute)(folder.config, dtype=wanted, device="meta")
+    model = ErnieModel(folder.config, dtype=wanted, device="meta")
     model.to_empty(device=device)
     read_into(folder, stored_tensors(model, folder.parameters))
     return model

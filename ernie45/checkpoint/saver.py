@@ -5,7 +5,6 @@ Knows nothing about where the model came from.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,15 +20,13 @@ from ernie45.checkpoint.staging import staged_folder
 from ernie45.checkpoint.tensor_file import ITEM_BYTES
 from ernie45.checkpoint.writer import CONFIG_DTYPES, DEFAULT_SHARD_BYTES, UNSIGNED, plan_weights, write_config, write_weights
 from ernie45.config.model_json import LayoutName, config_to_json
-
-if TYPE_CHECKING:  # for type checkers only: at run time this layer does not reach beside itself
-    from ernie45.model.multimodal import ErnieModel
+from ernie45.model.multimodal import ErnieModel
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def save_model(
-    model: "ErnieModel",
+    model: ErnieModel,
     path: str | Path,
     layout: LayoutName = "pt",
     *,

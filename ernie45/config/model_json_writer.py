@@ -123,7 +123,6 @@ def _flat_json(config: ModelConfig, vision: VisionConfig, dtype: str) -> Json:
             f"vision norm_eps ({vision.norm_eps}) and rope_theta ({vision.rope_theta}) cannot be written: readers of the flat "
             f"layouts take {VISION_NORM_EPS} and {VISION_ROPE_THETA} whatever the file says; use the native layout"
         )
-    text, image = config.expert_pools
     return {
         "architectures": [ARCHITECTURES[FLAT_VL]],
         "model_type": FLAT_VL,
@@ -133,6 +132,20 @@ def _flat_json(config: ModelConfig, vision: VisionConfig, dtype: str) -> Json:
         "rope_3d": True,
         "freq_allocation": config.mrope_section[2],
         "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": list(config.mrope_section)},
+        **_flat_moe_json(config),
+        "im_patch_id": config.tokens.image_patch,
+        **_vision_ids(config),
+        "pixel_hidden_size": vision.hidden_size,
+        "spatial_conv_size": vision.spatial_merge_size,
+        "temporal_conv_size": vision.temporal_merge_size,
+        "use_temporal_conv": True,
+        "vision_config": _flat_vision_json(vision),
+    }
+
+
+def _flat_moe_json(config: ModelConfig) -> Json:
+    text, image = config.expert_pools
+    return {
         "moe_num_experts": [text.num_experts, image.num_experts],
         "moe_intermediate_size": [text.ffn_size, image.ffn_size],
         "moe_k": text.num_active,
@@ -146,13 +159,6 @@ def _flat_json(config: ModelConfig, vision: VisionConfig, dtype: str) -> Json:
         "moe_norm_gate_logits": True,
         "moe_use_aux_free": True,
         "moe_use_hard_gate": True,
-        "im_patch_id": config.tokens.image_patch,
-        **_vision_ids(config),
-        "pixel_hidden_size": vision.hidden_size,
-        "spatial_conv_size": vision.spatial_merge_size,
-        "temporal_conv_size": vision.temporal_merge_size,
-        "use_temporal_conv": True,
-        "vision_config": _flat_vision_json(vision),
     }
 
 
@@ -178,8 +184,6 @@ def _flat_vision_json(vision: VisionConfig) -> Json:
 
 
 def _native_json(config: ModelConfig, vision: VisionConfig, dtype: str, video_token: int) -> Json:
-    text, image = config.expert_pools
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta, "mrope_section": list(config.mrope_section)}
     return {
         "architectures": [ARCHITECTURES[NATIVE_VL]],
         "model_type": NATIVE_VL,
@@ -188,17 +192,7 @@ def _native_json(config: ModelConfig, vision: VisionConfig, dtype: str, video_to
         "image_token_id": config.tokens.image_patch,
         "video_token_id": video_token,
         **_vision_ids(config),
-        "text_config": {
-            "model_type": "ernie4_5_vl_moe_text",
-            **_decoder_json(config),
-            "mlp_layer_types": ["sparse" if config.is_moe_layer(layer) else "dense" for layer in range(config.num_layers)],
-            "moe_num_experts": text.num_experts,
-            "moe_intermediate_size": [text.ffn_size, image.ffn_size],
-            "moe_k": text.num_active,
-            "moe_num_shared_experts": _num_shared(config),
-            "moe_norm_min": config.norm_min,
-            "rope_parameters": rope,
-        },
+        "text_config": _native_text_json(config),
         "vision_config": {
             "model_type": "ernie4_5_vl_moe_vision",
             "depth": vision.depth,
@@ -213,4 +207,20 @@ def _native_json(config: ModelConfig, vision: VisionConfig, dtype: str, video_to
             "rms_norm_eps": vision.norm_eps,
             "rope_parameters": {"rope_type": "axial", "rope_theta": vision.rope_theta},
         },
+    }
+
+
+def _native_text_json(config: ModelConfig) -> Json:
+    text, image = config.expert_pools
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta, "mrope_section": list(config.mrope_section)}
+    return {
+        "model_type": "ernie4_5_vl_moe_text",
+        **_decoder_json(config),
+        "mlp_layer_types": ["sparse" if config.is_moe_layer(layer) else "dense" for layer in range(config.num_layers)],
+        "moe_num_experts": text.num_experts,
+        "moe_intermediate_size": [text.ffn_size, image.ffn_size],
+        "moe_k": text.num_active,
+        "moe_num_shared_experts": _num_shared(config),
+        "moe_norm_min": config.norm_min,
+        "rope_parameters": rope,
     }
