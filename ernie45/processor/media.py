@@ -15,7 +15,7 @@ from ernie45.processor.video import Video, load_video
 __all__ = ["IMAGE_FORMATS", "MediaLimits", "Video", "load_image", "load_video"]
 
 # Formats PIL may try, by content. Left out are those that start other programs (EPS runs Ghostscript) or are no pictures.
-IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM", "ICO", "JPEG2000")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM", "ICO", "JPEG2000")
 
 
 def load_image(source: Any, limits: MediaLimits | None = None, field: str = "image") -> Image.Image:
@@ -31,6 +31,7 @@ def load_image(source: Any, limits: MediaLimits | None = None, field: str = "ima
         _check_size(source, limits, field)
         return source
     data = read_bytes(source, limits.max_image_bytes, limits, field)
+    Image.init()  # registers all formats; without it `open` knows the few commonest and fails on the names of others
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         _check_size(image, limits, field)
@@ -44,7 +45,8 @@ def load_image(source: Any, limits: MediaLimits | None = None, field: str = "ima
         ) from error
     except Image.UnidentifiedImageError as error:
         raise MediaError(
-            f"{field} ({describe(source)}) is not an image in a known format ({', '.join(IMAGE_FORMATS)}); convert it"
+            f"{field} ({describe(source)}) is not an image in a known format ({', '.join(IMAGE_FORMATS)}) or is cut off in its "
+            "header; convert it or send the whole file"
         ) from error
     except Exception as error:  # PIL's decoders raise almost anything for a damaged file
         raise MediaError(f"{field} ({describe(source)}) is a damaged or cut-off image: {error}; send the whole file") from error

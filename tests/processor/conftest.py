@@ -16,10 +16,11 @@ from ernie45.config.processor import ProcessorConfig
 from ernie45.processor import Processor
 from ernie45.processor.tokenizer import Tokenizer
 
-CONTROL_TOKENS = (
-    "<unk> <s> </s> <|begin_of_sentence|> <|end_of_sentence|> <|IMAGE_PLACEHOLDER|> <|IMAGE_START|> <|IMAGE_END|> "
-    "<|VIDEO_START|> <|VIDEO_END|> <think> </think>"
-).split()
+CONTROL_TOKENS = [
+    *("<unk>", "<s>", "</s>", "<|begin_of_sentence|>", "<|end_of_sentence|>"),
+    *("<|IMAGE_PLACEHOLDER|>", "<|IMAGE_START|>", "<|IMAGE_END|>", "<|VIDEO_START|>", "<|VIDEO_END|>"),
+    *("<think>", "</think>"),
+]
 TOKENS = SpecialTokens(
     pad=0, bos=1, eos=2, end_of_turn=4, image_patch=5, image_start=6, image_end=7, video_start=8, video_end=9
 )

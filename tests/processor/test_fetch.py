@@ -12,6 +12,7 @@ from ernie45.config.errors import MediaError
 from ernie45.processor.fetch import FetchLimits, fetch, is_public
 
 BODY = b"x" * 5000
+hung_up = threading.Event()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -39,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
             for _ in range(1000):
                 self.wfile.write(BODY)
         except OSError:
-            self.server.hung_up.set()
+            hung_up.set()
         self.close_connection = True
 
     def send_drip(self, _):
@@ -82,7 +83,6 @@ class Handler(BaseHTTPRequestHandler):
 def host():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    server.hung_up = threading.Event()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server
@@ -117,7 +117,7 @@ def test_a_body_announced_too_large_is_not_read(host):
 def test_a_body_without_length_is_cut_at_the_limit(host):
     with pytest.raises(MediaError, match="larger than the limit"):
         get(host, "unannounced")
-    assert host.hung_up.wait(5)
+    assert hung_up.wait(5)
 
 
 def test_a_slow_drip_ends_at_the_total_time(host):

@@ -45,12 +45,13 @@ def test_patches_equal_transformers(width, height, seed, large):
 def test_size_equals_transformers_up_to_the_aspect_limit(height, width, limits):
     if max(height, width) > 200 * min(height, width):
         return
-    expected = native.smart_resize(height, width, 28, *limits)
-    if limits[0] <= expected[0] * expected[1] <= limits[1]:
-        assert smart_resize(height, width, 28, *limits) == expected
+    low, high = limits
+    expected = native.smart_resize(height, width, 28, low, high)
+    if low <= expected[0] * expected[1] <= high:
+        assert smart_resize(height, width, 28, low, high) == expected
     else:
         with pytest.raises(MediaError, match="less extreme"):
-            smart_resize(height, width, 28, *limits)
+            smart_resize(height, width, 28, low, high)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,8 @@ def test_size_equals_transformers_up_to_the_aspect_limit(height, width, limits):
     ],
 )
 def test_sizes(size, expected):
-    assert smart_resize(*size, 28, 3136, 6177 * 784) == expected
+    height, width = size
+    assert smart_resize(height, width, 28, 3136, 6177 * 784) == expected
 
 
 @given(height=st.integers(1, 20000), width=st.integers(1, 20000))

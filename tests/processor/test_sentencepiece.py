@@ -14,7 +14,8 @@ from ernie45.processor.added_tokens import AddedToken, ernie_added_tokens
 from ernie45.processor.sentencepiece import read_sentencepiece, tokenizer_json_from_sentencepiece
 from ernie45.processor.tokenizer import IncrementalDecoder, Tokenizer
 
-WORDS = "the picture shows digits one two three a cat and dog sum of 12 and 34 is 46 小猫 图片 数字 über naïve été Привет".split()
+SENTENCE = "the picture shows digits one two three a cat and dog sum of 12 and 34 is 46 小猫 图片 数字 über naïve été Привет"
+WORDS = SENTENCE.split()
 
 
 def train(**options) -> bytes:
@@ -138,7 +139,12 @@ def test_what_is_no_model_is_refused(data):
 def test_a_unigram_model_is_refused():
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(WORDS * 20), model_writer=model, vocab_size=45, model_type="unigram", minloglevel=2, num_threads=1
+        sentence_iterator=iter(WORDS * 20),
+        model_writer=model,
+        vocab_size=45,
+        model_type="unigram",
+        minloglevel=2,
+        num_threads=1,
     )
     with pytest.raises(CheckpointError, match="must be BPE"):
         tokenizer_json_from_sentencepiece(model.getvalue(), [])
