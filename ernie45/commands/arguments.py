@@ -7,6 +7,8 @@ import argparse
 from collections.abc import Callable
 from difflib import get_close_matches
 
+from ernie45.config.engine import EngineConfig
+
 
 def one_of(*allowed: str) -> Callable[[str], str]:
     """A type for `add_argument`: one of these words."""
@@ -55,6 +57,19 @@ def real_number(low: float, high: float) -> Callable[[str], float]:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """--model, for commands that talk."""
     parser.add_argument("--model", default="tiny", metavar="MODEL", help="a model folder, or tiny (default)")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Where and in which type the model runs."""
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="a torch device: cpu (default), cuda, cuda:1")
+    parser.add_argument(
+        "--dtype", type=one_of("float32", "bfloat16"), metavar="TYPE", help="float32 or bfloat16; default: as in the checkpoint"
+    )
+
+
+def engine_config(args: argparse.Namespace) -> EngineConfig:
+    """From the options of `add_engine`."""
+    return EngineConfig(device=args.device, dtype=args.dtype)
 
 
 def add_media(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ Knows nothing about how an answer is made (`conversation`) or shown (`terminal`)
 import argparse
 import sys
 
-from ernie45.commands.arguments import add_media, add_model, add_sampling
+from ernie45.commands.arguments import add_engine, add_media, add_model, add_sampling, engine_config
 
 SUMMARY = "talk to a model about text, pictures and videos"
 EXAMPLES = """\
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the question; left out: a conversation, or stdin if piped")
     add_model(parser)
     add_media(parser)
+    add_engine(parser)
     add_sampling(parser, max_tokens=512)
 
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     settings = Settings.from_arguments(args)
     piped = args.prompt is None and not sys.stdin.isatty()
     prompt = sys.stdin.read().strip() if piped else args.prompt
-    conversation = Conversation.load(args.model, settings)
+    conversation = Conversation.load(args.model, settings, engine_config(args))
     if prompt is not None:
         answer_once(conversation, prompt, images=args.image, videos=args.video)
     else:

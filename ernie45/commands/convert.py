@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ernie45.commands.arguments import one_of
 
+_NAME_WIDTH = 24
 LAYOUTS = ("pt", "native", "paddle")
 SUMMARY = "write a checkpoint in another layout"
 EXAMPLES = """\
@@ -32,23 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from ernie45.checkpoint import convert, resolve_model
+    from ernie45.checkpoint.convert import convert
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("tensors"),
-        TimeRemainingColumn(),
-    )
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(f"writing {args.layout}", total=None)
-        convert(
-            resolve_model(args.source),
-            args.destination,
-            args.layout,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    print(f"{args.destination}: complete, layout {args.layout}")
+        task = progress.add_task("reading the headers", total=None)
+
+        def show(done: int, total: int, tensor: str) -> None:
+            progress.update(task, completed=done, total=total, description=tensor[-_NAME_WIDTH:])
+
+        convert(args.source, args.destination, args.layout, progress=show)
+        progress.update(task, description="done")
+    print(f"{args.destination}: layout {args.layout}, complete")

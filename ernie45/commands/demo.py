@@ -6,7 +6,8 @@ Knows nothing about how an answer is made (`conversation`) or served (`serve`).
 import argparse
 
 from ernie45.commands.arguments import whole_number
-from ernie45.commands.serve import DEFAULT_PORT
+from ernie45.commands.serve import DEFAULT_HOST, DEFAULT_PORT
+from ernie45.config.server import ServerConfig
 
 SUMMARY = "ask the tiny model about a picture, then chat in the browser"
 EXAMPLES = """\
@@ -19,10 +20,18 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--port", type=whole_number(1, 65535), default=DEFAULT_PORT, metavar="N", help=f"of the chat page ({DEFAULT_PORT})"
+        "--port", type=whole_number(0, 65535), default=DEFAULT_PORT, metavar="N", help=f"of the chat page ({DEFAULT_PORT})"
     )
     parser.add_argument("--no-serve", action="store_true", help="stop after the answers")
 
 
-def run(args: argparse.Namespace) -> None:
-    pass
+def run(args: argparse.Namespace) -> int:
+    from ernie45.commands.showcase import show_sample
+
+    show_sample()
+    if args.no_serve:
+        return 0
+    from ernie45.server.run import serve
+
+    print(f"Chat page: http://{DEFAULT_HOST}:{args.port}  (Ctrl-C ends it)", flush=True)
+    return serve(ServerConfig(model="tiny", host=DEFAULT_HOST, port=args.port, quiet=True))

@@ -6,9 +6,8 @@ Knows nothing about how tokens are made (`engine`) or what a prompt looks like (
 import argparse
 import json
 import sys
-from typing import Any
 
-from ernie45.commands.arguments import add_media, add_model, add_sampling
+from ernie45.commands.arguments import add_engine, add_media, add_model, add_sampling, engine_config
 from ernie45.config.errors import RequestError
 
 SUMMARY = "continue texts or answer questions, for scripts"
@@ -29,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--chat", action="store_true", help="treat each prompt as a user's question")
     add_media(parser)
+    add_engine(parser)
     add_sampling(parser, max_tokens=128)
     parser.add_argument("--json", action="store_true", help="print a JSON object a line, with token counts")
 
@@ -42,10 +42,6 @@ def run(args: argparse.Namespace) -> None:
 
     from ernie45.commands.conversation import Conversation, Settings
 
-    conversation = Conversation.load(args.model, Settings.from_arguments(args))
+    conversation = Conversation.load(args.model, Settings.from_arguments(args), engine_config(args))
     for result in conversation.complete(prompts, chat=args.chat, images=args.image, videos=args.video):
-        print(json.dumps(result, ensure_ascii=False) if args.json else _plain(result))
-
-
-def _plain(result: dict[str, Any]) -> str:
-    return result["text"]
+        print(json.dumps(result, ensure_ascii=False) if args.json else result["text"])

@@ -68,7 +68,7 @@ def test_help_of_every_command_teaches_and_loads_no_torch(command: str) -> None:
             ".*--layout \\('padle'\\) must be one of pt, native, paddle; did you mean paddle\\?",
         ),
         (["train", "tinny"], "ernie45 train: error: RECIPE \\('tinny'\\) must be one of tiny; did you mean tiny\\?"),
-        (["serve", "tiny", "--port", "99999"], ".*--port \\(99999\\) must be a whole number from 1 to 65535"),
+        (["serve", "tiny", "--port", "99999"], ".*--port \\(99999\\) must be a whole number from 0 to 65535"),
         ([], "ernie45: error: a command is needed, one of .*start with `ernie45 demo`.*"),
         (["info", "28b"], "ernie45: error: model \\('28b'\\) must be a folder or one of .*"),
         (["generate", "x", "--image", "a.png"], "ernie45: error: --image and --video need --chat.*"),

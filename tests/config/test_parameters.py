@@ -1,6 +1,7 @@
 """The parameter table against the published counts and against the model's own modules."""
 
 import pytest
+import torch
 
 from ernie45.config.model import ModelConfig
 from ernie45.config.parameters import (
@@ -11,7 +12,8 @@ from ernie45.config.parameters import (
     parameter_parts,
     weight_bytes,
 )
-from ernie45.config.presets import preset
+from ernie45.config.presets import PRESETS, preset
+from ernie45.model.multimodal import ErnieModel
 
 PARTS_28B = {
     "text experts": 20_384_317_440,
@@ -93,3 +95,10 @@ def test_untied_head_is_counted_apart() -> None:
     assert "embedding" in names
     assert "head" in names
     assert "dense MLP layers 0-2" in names
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_real_modules_have_as_many(name: str) -> None:
+    config = preset(name)
+    model = ErnieModel(config, dtype=torch.bfloat16, device="meta")
+    assert sum(tensor.numel() for tensor in [*model.parameters(), *model.buffers()]) == count_parameters(config)

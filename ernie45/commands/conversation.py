@@ -1,0 +1,174 @@
+"""A model that is talked to: history, questions with media in, pieces of thought and answer out.
+
+Knows nothing about terminals or the protocol of the server.
+"""
+
+import argparse
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ernie45.checkpoint import resolve_model
+from ernie45.config.engine import EngineConfig
+from ernie45.config.inputs import ModelInput
+from ernie45.config.sampling import SamplingParams
+from ernie45.engine.llm import LLM
+from ernie45.processor import Processor
+from ernie45.processor.source import is_url
+from ernie45.processor.tokenizer import IncrementalDecoder
+from ernie45.server.answer import Answer
+from ernie45.server.reasoning import Delta
+from ernie45.server.translate import thought_is_open
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How answers are made."""
+
+    thinking: bool = True
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> "Settings":
+        """From the options of `arguments.add_media` and `arguments.add_sampling`."""
+        return cls(
+            thinking=args.thinking,
+            max_tokens=args.max_tokens,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            seed=args.seed,
+        )
+
+    def sampling(self, stop_token_ids: tuple[int, ...]) -> SamplingParams:
+        """The same for the engine."""
+        return SamplingParams(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            stop_token_ids=stop_token_ids,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What one answer took. Seconds: to the first token (prompt included), and from the first to the last."""
+
+    num_prompt_tokens: int
+    num_tokens: int
+    num_reasoning_tokens: int
+    first_seconds: float
+    decode_seconds: float
+    finish_reason: str
+
+    def __str__(self) -> str:
+        thought = f", {self.num_reasoning_tokens} of them thought" if self.num_reasoning_tokens else ""
+        speed = f", {(self.num_tokens - 1) / self.decode_seconds:.0f} tokens/s" if self.decode_seconds > 0 else ""
+        cut = "; cut off by --max-tokens" if self.finish_reason == "length" else ""
+        return (
+            f"{self.num_prompt_tokens} tokens in, {self.num_tokens} out{thought}; "
+            f"first after {self.first_seconds * 1000:.0f} ms{speed}{cut}"
+        )
+
+
+class Conversation:
+    """One model and the turns so far. A turn is kept when its answer is complete; an interrupted one never happened."""
+
+    def __init__(self, llm: LLM, processor: Processor, settings: Settings) -> None:
+        self.llm = llm
+        self.processor = processor
+        self.settings = settings
+        self.messages: list[dict[str, Any]] = []
+        self.usage: Usage | None = None
+
+    @classmethod
+    def load(cls, model: str, settings: Settings, engine: EngineConfig | None = None) -> "Conversation":
+        """Of a model folder or `tiny`. CheckpointError or ConfigError if it cannot be used."""
+        folder = resolve_model(model)
+        return cls(LLM.load(folder, config=engine or EngineConfig()), Processor.from_dir(folder), settings)
+
+    def set_thinking(self, thinking: bool) -> None:
+        """Think before the answers that follow, or not."""
+        self.settings = replace(self.settings, thinking=thinking)
+
+    def clear(self) -> None:
+        """Forget all turns."""
+        self.messages = []
+
+    def ask(self, question: str, images: Sequence[str | Path] = (), videos: Sequence[str | Path] = ()) -> Generator[Delta, None, None]:
+        """Stream the answer to a question; afterwards `usage` tells what it took."""
+        messages = [*self.messages, user_message(question, images, videos)]
+        start = time.perf_counter()
+        inputs = self.processor.encode_chat(messages, enable_thinking=self.settings.thinking)
+        answer = self._answer_to(inputs)
+        texts = {"reasoning": "", "content": ""}
+        times, finish_reason = [], "length"
+        for event in self.llm.stream(inputs, self.settings.sampling(self.processor.stop_token_ids)):
+            times.append(time.perf_counter())
+            deltas = answer.push(event.token_ids)
+            if event.finish_reason:
+                finish_reason = event.finish_reason
+                answer.count_end(event.stop_token_id is not None)
+                deltas += answer.finish()
+            for delta in deltas:
+                texts[delta.part] += delta.text
+                yield delta
+        reply = {"role": "assistant", "content": texts["content"]}
+        self.messages = [*messages, reply | ({"reasoning_content": texts["reasoning"]} if texts["reasoning"] else {})]
+        self.usage = Usage(
+            num_prompt_tokens=len(inputs),
+            num_tokens=answer.num_tokens,
+            num_reasoning_tokens=answer.num_reasoning_tokens,
+            first_seconds=times[0] - start,
+            decode_seconds=times[-1] - times[0],
+            finish_reason=finish_reason,
+        )
+
+    def complete(
+        self, prompts: Sequence[str], *, chat: bool, images: Sequence[str | Path] = (), videos: Sequence[str | Path] = ()
+    ) -> list[dict[str, Any]]:
+        """Answers to all prompts in their order, as one batch; with `chat` through the template, each with all media."""
+        if chat:
+            turns = [[user_message(prompt, images, videos)] for prompt in prompts]
+            inputs = [self.processor.encode_chat(turn, enable_thinking=self.settings.thinking) for turn in turns]
+        else:
+            inputs = [self.processor.encode_text(prompt) for prompt in prompts]
+        completions = self.llm.generate(inputs, self.settings.sampling(self.processor.stop_token_ids))
+        results = []
+        for prompt, completion in zip(inputs, completions, strict=True):
+            answer = self._answer_to(prompt)
+            deltas = answer.push(completion.token_ids) + answer.finish()
+            answer.count_end(completion.stop_token_id is not None)
+            results.append(
+                {
+                    "text": "".join(text for part, text in deltas if part == "content"),
+                    "reasoning": "".join(text for part, text in deltas if part == "reasoning"),
+                    "finish_reason": completion.finish_reason,
+                    "num_prompt_tokens": completion.num_prompt_tokens,
+                    "num_tokens": answer.num_tokens,
+                }
+            )
+        return results
+
+    def _answer_to(self, prompt: ModelInput) -> Answer:
+        """Reads the thought of an answer only where the prompt has opened one: models without thoughts have none."""
+        processor = self.processor
+        thinking = thought_is_open(prompt.token_ids, processor.think_start_id, processor.think_end_id)
+        return Answer(IncrementalDecoder(processor.tokenizer), thinking)
+
+
+def user_message(question: str, images: Sequence[str | Path], videos: Sequence[str | Path]) -> dict[str, Any]:
+    """One user turn: pictures and videos first, then the text."""
+    parts: list[dict[str, Any]] = [{"type": "image", "image": media_source(image)} for image in images]
+    parts += [{"type": "video", "video": media_source(video)} for video in videos]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+
+
+def media_source(name: str | Path) -> str | Path:
+    """What a user names at the command line: an address stays one, anything else is a path."""
+    return name if isinstance(name, Path) or is_url(name) else Path(name).expanduser()
