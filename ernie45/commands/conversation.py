@@ -100,7 +100,9 @@ class Conversation:
         """Forget all turns."""
         self.messages = []
 
-    def ask(self, question: str, images: Sequence[str | Path] = (), videos: Sequence[str | Path] = ()) -> Generator[Delta, None, None]:
+    def ask(
+        self, question: str, images: Sequence[str | Path] = (), videos: Sequence[str | Path] = ()
+    ) -> Generator[Delta, None, None]:
         """Stream the answer to a question; afterwards `usage` tells what it took."""
         messages = [*self.messages, user_message(question, images, videos)]
         start = time.perf_counter()

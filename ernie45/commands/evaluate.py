@@ -21,9 +21,27 @@ Answers are greedy. No digit in the pictures was ever trained on.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a model folder, or tiny")
-    parser.add_argument("--num", type=whole_number(1), default=300, metavar="N", help="questions a task (300)")
+    parser.add_argument("--num", type=whole_number(1), default=300, metavar="N", help="questions a task and answer form (300)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of the questions (0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
 def run(args: argparse.Namespace) -> None:
-    print(json.dumps({}))
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ernie45.evals.tiny import evaluate
+
+    columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("answers", total=None)
+        report = evaluate(
+            args.model,
+            num_prompts=args.num,
+            seed=args.seed,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if args.json:
+        print(json.dumps(report.to_dict()))
+    else:
+        report.print()
