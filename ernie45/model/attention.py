@@ -32,8 +32,8 @@ class SelfAttention(nn.Module):
         """x [T, D] -> [T, D]. With a cache the new keys and values are written to it first, then all of it is read."""
         qkv = self.qkv_proj(x_TD).unflatten(-1, (-1, self.head_dim))
         # Queries and keys turn by the same angles, so they turn together.
-        qk, v_TJK = qkv.tensor_split([self.num_heads + self.num_kv_heads], dim=1)
-        q_THK, k_TJK = rotate_interleaved(qk, *rope).tensor_split([self.num_heads], dim=1)
+        qk, v_TJK = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
+        q_THK, k_TJK = rotate_interleaved(qk, *rope).split((self.num_heads, self.num_kv_heads), dim=1)
         if cache is None:
             out_THK = packed_attention(q_THK, k_TJK, v_TJK, cu_seqlens, causal=True)
         else:

@@ -69,7 +69,7 @@ class VisionAttention(nn.Module):
 
     def forward(self, x_PD: Tensor, rope: tuple[Tensor, Tensor], cu_seqlens: list[int]) -> Tensor:
         qkv = self.qkv(x_PD).unflatten(-1, (3 * self.num_heads, -1))
-        qk, v_PHK = qkv.tensor_split([2 * self.num_heads], dim=1)
+        qk, v_PHK = qkv.split((2 * self.num_heads, self.num_heads), dim=1)
         q_PHK, k_PHK = rotate_halves(qk, *rope).chunk(2, dim=1)
         return self.proj(packed_attention(q_PHK, k_PHK, v_PHK, cu_seqlens, causal=False).flatten(1))
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ernie45.ops.attention import packed_attention, packed_attention_reference, paged_attention
+from ernie45.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from ernie45.ops.moe import count_experts, moe_ffn, moe_ffn_reference, route
 from ernie45.ops.norm import rms_norm, rms_norm_reference
 from ernie45.ops.rope import decoder_rope_table, rotate_interleaved, rotate_interleaved_reference
@@ -136,3 +137,32 @@ def test_rms_norm(generator: torch.Generator) -> None:
     )
     half = x.detach().bfloat16()
     assert torch.equal(rms_norm(half, weight.bfloat16(), 1e-5), rms_norm_reference(half, weight.bfloat16(), 1e-5))
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 9])
+def test_linear_cross_entropy(generator: torch.Generator, num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ernie45.ops.cross_entropy.CHUNK_ELEMENTS", 0)
+    num_rows *= 40  # more than one chunk of 128 rows
+    hidden = torch.randn(num_rows, 8, generator=generator).requires_grad_()
+    head = torch.randn(12, 8, generator=generator).requires_grad_()
+    labels = torch.randint(0, 12, (num_rows,), generator=generator)
+    weights = torch.rand(num_rows, generator=generator)
+    results = []
+    for fn in (linear_cross_entropy, linear_cross_entropy_reference):
+        loss, terms = fn(hidden, head, labels, weights)
+        results.append((loss, terms, *torch.autograd.grad(loss * 3, [hidden, head])))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_linear_cross_entropy_in_bf16_and_with_a_frozen_head(generator: torch.Generator) -> None:
+    hidden = torch.randn(30, 8, generator=generator).bfloat16().requires_grad_()
+    head = torch.randn(12, 8, generator=generator).bfloat16()
+    labels = torch.randint(0, 12, (30,), generator=generator)
+    results = []
+    for fn in (linear_cross_entropy, linear_cross_entropy_reference):
+        loss, terms = fn(hidden, head, labels, torch.ones(30))
+        assert loss.dtype == terms.dtype == torch.float32
+        results.append((loss, *torch.autograd.grad(loss, [hidden])))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)

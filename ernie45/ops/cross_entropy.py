@@ -1,0 +1,76 @@
+"""Cross-entropy straight from hidden states: the [R, V] logits never exist at once, forward or backward.
+
+Knows nothing about tokens, shifting or which rows are trained.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK_ELEMENTS = 2**22
+"""Logits computed at a time: 16 MB in fp32, which stays in a last-level cache instead of going through memory."""
+
+
+def linear_cross_entropy(hidden_RD: Tensor, head_VD: Tensor, labels_R: Tensor, row_weights_R: Tensor) -> tuple[Tensor, Tensor]:
+    """sum_r row_weights[r] * -log softmax(hidden[r] head^T)[labels[r]], and the unweighted terms.
+
+    hidden [R, D], head [V, D], labels int64 [R] in 0 ... V - 1, row_weights fp32 [R]. Softmax is fp32.
+    Returns (fp32 scalar with gradient to hidden and head, fp32 [R] without). R may be 0.
+
+    The weights are known before the backward pass, so gradients are computed chunk by chunk in the forward pass, where
+    the logits are; the backward pass only scales them. Peak memory is one chunk instead of R * V.
+    """
+    return _LinearCrossEntropy.apply(hidden_RD, head_VD, labels_R, row_weights_R)  # type: ignore[return-value]
+
+
+def linear_cross_entropy_reference(
+    hidden_RD: Tensor, head_VD: Tensor, labels_R: Tensor, row_weights_R: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same through whole logits."""
+    losses_R = F.cross_entropy(F.linear(hidden_RD, head_VD).float(), labels_R, reduction="none")
+    return (losses_R * row_weights_R).sum(), losses_R.detach()
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_RD: Tensor, head_VD: Tensor, labels_R: Tensor, row_weights_R: Tensor):
+        wants_hidden, wants_head = ctx.needs_input_grad[:2]
+        num_rows, (vocab, _) = len(hidden_RD), head_VD.shape
+        chunk = max(128, CHUNK_ELEMENTS // vocab)
+        losses_R = torch.empty(num_rows, dtype=torch.float32, device=hidden_RD.device)
+        hidden_grad_RD = torch.empty_like(hidden_RD) if wants_hidden else None
+        # Summed in fp32: a bf16 sum over chunks would lose the small ones.
+        head_grad_VD = torch.zeros_like(head_VD, dtype=torch.float32) if wants_head else None
+        buffer = torch.empty(min(chunk, num_rows), vocab, dtype=hidden_RD.dtype, device=hidden_RD.device)
+        for start in range(0, num_rows, chunk):
+            rows = slice(start, min(start + chunk, num_rows))
+            hidden_CD, labels_C1 = hidden_RD[rows], labels_R[rows, None]
+            logits_CV = torch.mm(hidden_CD, head_VD.T, out=buffer[: len(hidden_CD)]).float()
+            logsumexp_C1 = logits_CV.logsumexp(-1, keepdim=True)
+            losses_R[rows] = (logsumexp_C1 - logits_CV.gather(1, labels_C1))[:, 0]
+            if not (wants_hidden or wants_head):
+                continue
+            # d loss / d logits = weight * (softmax - one-hot), in place of the logits.
+            grad_CV = logits_CV.sub_(logsumexp_C1).exp_()
+            grad_CV.scatter_add_(1, labels_C1, torch.full_like(labels_C1, -1.0, dtype=torch.float32))
+            grad_CV = grad_CV.mul_(row_weights_R[rows, None]).to(hidden_RD.dtype)
+            if hidden_grad_RD is not None:
+                torch.mm(grad_CV, head_VD, out=hidden_grad_RD[rows])
+            if head_grad_VD is not None:
+                if head_VD.dtype == torch.float32:
+                    head_grad_VD.addmm_(grad_CV.T, hidden_CD)
+                else:
+                    head_grad_VD += grad_CV.T @ hidden_CD
+        ctx.save_for_backward(hidden_grad_RD, head_grad_VD)
+        ctx.head_dtype = head_VD.dtype
+        ctx.mark_non_differentiable(losses_R)
+        return (losses_R * row_weights_R).sum(), losses_R
+
+    @staticmethod
+    def backward(ctx, loss_grad: Tensor, _: Tensor | None):
+        hidden_grad_RD, head_grad_VD = ctx.saved_tensors
+        if hidden_grad_RD is not None:
+            hidden_grad_RD = hidden_grad_RD * loss_grad.to(hidden_grad_RD.dtype)
+        if head_grad_VD is not None:
+            head_grad_VD = (head_grad_VD * loss_grad).to(ctx.head_dtype)
+        return hidden_grad_RD, head_grad_VD, None, None
