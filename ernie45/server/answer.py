@@ -1,0 +1,65 @@
+"""From the token ids of one request to pieces of thought and answer, with the counts that usage reports.
+
+Knows nothing about HTTP or the engine.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from ernie45.server.reasoning import Delta, ReasoningStream
+from ernie45.server.stops import StopStrings
+
+
+class Decoder(Protocol):
+    """What `processor.tokenizer.IncrementalDecoder` does: only whole characters come out."""
+
+    def push(self, ids: Iterable[int]) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class Answer:
+    """Follows one answer. Stop strings are looked for in the answer, not in the thought before it.
+
+    num_tokens, num_reasoning_tokens: tokens so far; the closing tag counts as thought, and so does what ends it.
+    stopped: a stop string is complete; nothing more will come out and the request can be aborted.
+    """
+
+    def __init__(self, decoder: Decoder, thinking: bool, stop: tuple[str, ...] = ()) -> None:
+        self._decoder = decoder
+        self._reasoning = ReasoningStream(thinking)
+        self._stop = StopStrings(stop)
+        self.num_tokens = 0
+        self.num_reasoning_tokens = 0
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.hit
+
+    def push(self, token_ids: Iterable[int]) -> list[Delta]:
+        """The pieces these tokens complete. Tokens behind a stop string are neither shown nor counted."""
+        deltas: list[Delta] = []
+        for token_id in token_ids:
+            if self.stopped:
+                break
+            self.num_tokens += 1
+            self.num_reasoning_tokens += self._reasoning.in_thought
+            deltas += self._filter(self._reasoning.push(self._decoder.push([token_id])))
+        return deltas
+
+    def count_end(self, num_tokens: int) -> None:
+        """Count tokens that ended the request and have no text."""
+        self.num_tokens += num_tokens
+        self.num_reasoning_tokens += num_tokens * self._reasoning.in_thought
+
+    def finish(self) -> list[Delta]:
+        """The rest, when no more tokens come; call it once."""
+        if self.stopped:
+            return []
+        deltas = self._filter(self._reasoning.push(self._decoder.flush()) + self._reasoning.flush())
+        rest = "" if self.stopped else self._stop.flush()
+        return [*deltas, Delta("content", rest)] if rest else deltas
+
+    def _filter(self, deltas: list[Delta]) -> list[Delta]:
+        checked = (Delta(part, self._stop.push(text) if part == "content" else text) for part, text in deltas)
+        return [delta for delta in checked if delta.text]

@@ -1,0 +1,56 @@
+"""`engine.LLM` as the engine loop wants it: messages in, messages out.
+
+Knows nothing about text, threads or HTTP.
+"""
+
+from pathlib import Path
+
+from ernie45.config.engine import EngineConfig
+from ernie45.config.inputs import ModelInput
+from ernie45.config.sampling import SamplingParams
+from ernie45.engine.llm import LLM
+from ernie45.engine.request import Request
+from ernie45.server.messages import Capacity, Tokens
+
+
+class LlmEngine:
+    """Implements `engine_loop.Engine`."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+
+    @property
+    def capacity(self) -> Capacity:
+        return Capacity(
+            max_model_len=self._llm.max_model_len,
+            max_num_seqs=self._llm.config.max_num_seqs,
+            num_pages=self._llm.stats().num_pages,
+            page_size=self._llm.config.page_size,
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return self._llm.has_work
+
+    def submit(self, request_id: str, prompt: ModelInput, params: SamplingParams) -> None:
+        self._llm.submit(Request(request_id=request_id, inputs=prompt, params=params))
+
+    def abort(self, request_id: str) -> None:
+        self._llm.abort(request_id)
+
+    def step(self) -> list[Tokens]:
+        return [
+            Tokens(
+                request_id=event.request_id,
+                token_ids=event.token_ids,
+                num_tokens=len(event.token_ids) + (event.stop_token_id is not None),
+                finish_reason=event.finish_reason,
+                num_cached_tokens=event.num_cached_tokens,
+            )
+            for event in self._llm.step()
+        ]
+
+
+def load_engine(folder: Path, config: EngineConfig) -> LlmEngine:
+    """Load a model folder into an engine. CheckpointError or ConfigError if it cannot be."""
+    return LlmEngine(LLM.load(folder, config))

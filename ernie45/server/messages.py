@@ -1,0 +1,97 @@
+"""Everything that passes between the server and its engine: plain frozen dataclasses.
+
+Knows nothing about threads, sockets or how either side works. The two sides share nothing else, so the engine can move to
+a process of its own by sending these over a socket.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ernie45.config.inputs import ModelInput
+from ernie45.config.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """To the engine: begin a request. Its id must be unused."""
+
+    request_id: str
+    prompt: ModelInput
+    params: SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abort:
+    """To the engine: drop a request if it is still known. No reply."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """To the engine: drop everything and end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """What an engine can hold. num_cache_tokens: KV positions of all pages together."""
+
+    max_model_len: int
+    max_num_seqs: int
+    num_pages: int
+    page_size: int
+
+    @property
+    def num_cache_tokens(self) -> int:
+        return self.num_pages * self.page_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """From the engine: the model is loaded."""
+
+    capacity: Capacity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """From the engine: a request is queued; its tokens follow."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """From the engine: new tokens of one request; with a finish reason, its last ones.
+
+    token_ids          never has the token that ended the request; `num_tokens` counts it.
+    num_cached_tokens  prompt tokens that were not computed because the cache had them.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    num_tokens: int
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """From the engine: a request it cannot run. message: one line for the user."""
+
+    request_id: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dead:
+    """From the engine: it has ended. by_user: the reason is the user's to mend (a bad model folder), not a defect."""
+
+    message: str
+    by_user: bool = False
+
+
+Command = Generate | Abort | Stop
+Report = Ready | Accepted | Tokens | Refused | Dead

@@ -1,0 +1,61 @@
+"""The chat page and the sample pictures it offers.
+
+Knows nothing about models; the page talks to the same API as everyone.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, JSONResponse, Response
+
+_PAGE = Path(__file__).parent / "web" / "index.html"
+_SAMPLES = Path(__file__).parent.parent / "assets" / "samples"
+_SAMPLE_FIELDS = ("file", "question", "answer", "kind")
+
+
+def add_pages(app: FastAPI) -> None:
+    """GET / is the page, /samples lists pictures, /samples/{file} is one."""
+    page = _PAGE.read_bytes()
+    headers = {"Content-Security-Policy": content_policy(page.decode()), "Cache-Control": "no-cache"}
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return Response(page, media_type="text/html; charset=utf-8", headers=headers)
+
+    @app.get("/samples", summary="Sample pictures with questions")
+    async def samples() -> JSONResponse:
+        return JSONResponse(read_samples())
+
+    @app.get("/samples/{file}", summary="One sample picture")
+    async def sample(file: str) -> Response:
+        if file not in (entry["file"] for entry in read_samples()):
+            raise HTTPException(404)
+        return FileResponse(_SAMPLES / file)
+
+
+def read_samples(folder: Path = _SAMPLES) -> list[dict[str, str]]:
+    """The entries of samples.json whose picture is there; none if there is no such file."""
+    index = folder / "samples.json"
+    if not index.is_file():
+        return []
+    entries = json.loads(index.read_text(encoding="utf-8"))
+    return [{name: entry[name] for name in _SAMPLE_FIELDS} for entry in entries if (folder / entry["file"]).is_file()]
+
+
+def content_policy(page: str) -> str:
+    """Lets the page run its own script and style and nothing else, and talk to its own server only."""
+    hashes = {tag: _hash(re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)) for tag in ("script", "style")}
+    return (
+        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; img-src 'self' data: blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _hash(match: re.Match[str] | None) -> str:
+    assert match is not None, "the page must have one script and one style without attributes"
+    return "'sha256-" + base64.b64encode(hashlib.sha256(match[1].encode()).digest()).decode() + "'"

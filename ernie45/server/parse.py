@@ -1,0 +1,128 @@
+"""Bytes of a request body to a checked `ChatRequest`, or an error that names the field and a way out.
+
+Knows nothing about the model or the engine.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from ernie45.server.errors import ApiError
+from ernie45.server.protocol import UNSUPPORTED, ChatRequest
+
+_MAX_SHOWN = 80
+_SURROGATE_RE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_chat_request(body: bytes) -> ChatRequest:
+    """ApiError (400) for a body that is not JSON or not a request this server can fulfil."""
+    data = parse_json(body)
+    if not isinstance(data, dict):
+        rule = f"the body must be a JSON object, is {_kind(data)}; send {{'messages': [...]}}"
+        raise ApiError(400, rule, code="invalid_json")
+    data = _without_neutral(data)
+    try:
+        return ChatRequest.model_validate(data)
+    except ValidationError as error:
+        raise _api_error(error.errors(include_url=False), data) from None
+
+
+def parse_json(body: bytes) -> Any:
+    """Strict JSON: no NaN, no Infinity, UTF-8. ApiError (400) otherwise."""
+    try:
+        text = body.decode("utf-8")
+        data = json.loads(text, parse_constant=_refuse_constant)
+        if _SURROGATE_RE.search(text):  # half a character, which no UTF-8 text can have, makes this raise
+            json.dumps(data, ensure_ascii=False).encode()
+        return data
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except ValueError as error:  # JSON, UTF-8, or a number with thousands of digits
+        reason = str(error).partition("; use sys.")[0]
+    raise ApiError(400, f"the body is not valid JSON: {reason}; send UTF-8 JSON", code="invalid_json")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _without_neutral(data: dict[str, Any]) -> dict[str, Any]:
+    """Drop fields whose value asks for nothing; refuse those that ask for what this server cannot do."""
+    kept = {}
+    for name, value in data.items():
+        if name not in UNSUPPORTED:
+            kept[name] = value
+        elif value is not None and not any(_same(value, neutral) for neutral in UNSUPPORTED[name]):
+            neutral = "".join(f" or set it to {json.dumps(value)}" for value in UNSUPPORTED[name][:1])
+            raise ApiError(
+                400,
+                f"{name} ({_shown(value)}) is not supported by this server; leave it out{neutral}",
+                param=name,
+                code="unsupported_parameter",
+            )
+    return kept
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def _api_error(errors: Sequence[ErrorDetails], data: Any) -> ApiError:
+    """The first error, unknown fields before others: they usually explain them."""
+    error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
+    field, kind = _path(error, data), error["type"]
+    if kind == "extra_forbidden":
+        return _unknown_field(field)
+    if kind == "missing":
+        return ApiError(400, f"{field} is missing; add it", param=field, code="missing_required_parameter")
+    rule = error["msg"][:1].lower() + error["msg"][1:]
+    if kind == "union_tag_invalid":
+        context = error.get("ctx", {})
+        field += "." + str(context.get("discriminator", "")).strip("'")
+        rule = f"should be one of {context.get('expected_tags')}"
+        return ApiError(400, f"{field} ({_shown(context.get('tag'))}) {rule}; change it", param=field, code="invalid_value")
+    if kind == "union_tag_not_found":
+        field += "." + str(error.get("ctx", {}).get("discriminator", "")).strip("'")
+        return ApiError(400, f"{field} is missing; add it", param=field, code="missing_required_parameter")
+    rule = rule.removeprefix("input ").removeprefix("value ")
+    return ApiError(400, f"{field} ({_shown(error['input'])}) {rule}; change it", param=field, code="invalid_value")
+
+
+def _unknown_field(field: str) -> ApiError:
+    parent, _, name = field.rpartition(".")
+    near = difflib.get_close_matches(name, ChatRequest.model_fields, n=1) if not parent else []
+    way_out = f"did you mean {near[0]}?" if near else "leave it out"
+    return ApiError(400, f"{field} is not a field of this request; {way_out}", param=field, code="unknown_parameter")
+
+
+def _path(error: ErrorDetails, data: Any) -> str:
+    """messages[0].content[1].text: the location without the names that pydantic gives to alternatives.
+
+    An element that leads nowhere in the data is such a name, unless it is the last one: that is the field itself.
+    """
+    location = error["loc"]
+    path, value = "", data
+    for index, step in enumerate(location):
+        last = index == len(location) - 1
+        if isinstance(step, int):
+            path += f"[{step}]"
+            value = value[step] if isinstance(value, list) and step < len(value) else None
+        elif isinstance(value, dict) and (step in value or (last and error["type"] in ("missing", "extra_forbidden"))):
+            path += f".{step}" if path else step
+            value = value.get(step)
+    return path or "the body"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
+    return names.get(type(value), type(value).__name__)

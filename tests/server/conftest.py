@@ -1,0 +1,245 @@
+"""A whole server on a free port: the real one but for the engine, which says what a test tells it to.
+
+Knows nothing about what is tested.
+"""
+
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import httpx
+import pytest
+import tokenizers
+from PIL import Image
+
+from ernie45.config.errors import Ernie45Error, RequestError
+from ernie45.config.inputs import ModelInput
+from ernie45.config.model import SpecialTokens
+from ernie45.config.processor import ProcessorConfig
+from ernie45.config.sampling import SamplingParams
+from ernie45.config.server import ServerConfig
+from ernie45.processor import Processor
+from ernie45.processor.tokenizer import Tokenizer
+from ernie45.server.engine_client import EngineClient
+from ernie45.server.messages import Capacity, Tokens
+from ernie45.server.run import ServerRun, bind, media_limits
+from ernie45.server.service import ChatService
+
+CONTROL_TOKENS = (
+    "<unk> <s> </s> <|begin_of_sentence|> <|end_of_sentence|> <|IMAGE_PLACEHOLDER|> <|IMAGE_START|> <|IMAGE_END|> "
+    "<|VIDEO_START|> <|VIDEO_END|> <think> </think>"
+).split()
+TOKENS = SpecialTokens(
+    pad=0, bos=1, eos=2, end_of_turn=4, image_patch=5, image_start=6, image_end=7, video_start=8, video_end=9
+)
+MAX_MODEL_LEN = 1024
+
+
+class FakeEngine:
+    """Gives every request the same tokens, one a step, and notes what was asked of it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.loaded = threading.Event()
+        self.loaded.set()
+        self._running: dict[str, tuple[int, SamplingParams]] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        self.step_s = 0.0
+        self.fail_at: int | None = None
+        self.prompts: list[ModelInput] = []
+        self.params: list[SamplingParams] = []
+        self.aborted: list[str] = []
+        self.say("hello")
+
+    def say(self, text: str, ends: bool = True) -> None:
+        """The tokens to come; `ends`: the model stops by itself after them, else it begins again."""
+        self.reply, self.ends = self._tokenizer.encode(text, allow_special=True), ends
+
+    def load(self) -> "FakeEngine":
+        assert self.loaded.wait(30)
+        return self
+
+    @property
+    def capacity(self) -> Capacity:
+        return Capacity(max_model_len=MAX_MODEL_LEN, max_num_seqs=4, num_pages=64, page_size=16)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running)
+
+    def submit(self, request_id: str, prompt: ModelInput, params: SamplingParams) -> None:
+        if len(prompt) >= MAX_MODEL_LEN:
+            raise RequestError(f"prompt ({len(prompt)} tokens) must be shorter than {MAX_MODEL_LEN} tokens; shorten it")
+        self.prompts.append(prompt)
+        self.params.append(params)
+        self._running[request_id] = (0, params)
+
+    def abort(self, request_id: str) -> None:
+        if self._running.pop(request_id, None):
+            self.aborted.append(request_id)
+
+    def step(self) -> list[Tokens]:
+        time.sleep(self.step_s)
+        reports = []
+        for request_id, (index, params) in list(self._running.items()):
+            if index == self.fail_at:
+                raise RuntimeError("the fake engine broke, as told")
+            ids = (self.reply[index % len(self.reply)],) if not self.ends or index < len(self.reply) else ()
+            finish = "length" if index + 1 == params.max_tokens else None if ids else "stop"
+            if finish:
+                del self._running[request_id]
+            else:
+                self._running[request_id] = (index + 1, params)
+            reports.append(Tokens(request_id=request_id, token_ids=ids, num_tokens=1, finish_reason=finish))
+        return reports
+
+
+class Served:
+    """A server that runs in a thread. `client` talks to it."""
+
+    def __init__(self, processor: Processor, engine: FakeEngine, **options: Any) -> None:
+        self.config = ServerConfig(model="models/fake", port=0, quiet=True, drain_seconds=1.0, **options)
+        self.engine = engine
+        listener = bind(self.config.host, 0)
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        processor = Processor(processor.tokenizer, tokens=TOKENS, config=processor.config, limits=media_limits(self.config))
+        self.service = ChatService(self.config, processor, EngineClient(engine.load))
+        self.run = ServerRun(self.config, self.service, listener)
+        self.exit_code: int | str | None = None
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+
+    def _serve(self) -> None:
+        try:
+            self.exit_code = self.run.run()
+        except Ernie45Error as error:
+            self.exit_code = f"{type(error).__name__}: {error}"
+
+    def wait(self, state: str = "ready") -> "Served":
+        wait_until(lambda: self.service.state == state and self.run.started)
+        return self
+
+    def stop(self) -> int | str | None:
+        """The exit code."""
+        self.client.close()
+        self.run.should_exit = True
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        return self.exit_code
+
+    def chat(self, content: Any = "hi", **fields: Any) -> httpx.Response:
+        return self.client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": content}], **fields})
+
+    def answer(self, content: Any = "hi", **fields: Any) -> dict[str, Any]:
+        """The whole answer; fails if there is none."""
+        response = self.chat(content, **fields)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def events(self, content: Any = "hi", **fields: Any) -> list[dict[str, Any]]:
+        """All events of a stream but [DONE], which must be the last."""
+        response = self.chat(content, stream=True, **fields)
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+        assert lines[-1] == "[DONE]"
+        return [json.loads(line) for line in lines[:-1]]
+
+
+def wait_until(condition: Any, timeout_s: float = 10.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.01)
+
+
+@cache
+def build_processor() -> Processor:
+    """Bytes and control tokens as the vocabulary; images of 1 to 24 tokens."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=len(alphabet) + len(CONTROL_TOKENS),
+        special_tokens=CONTROL_TOKENS,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([], trainer)
+    config = ProcessorConfig(image_min_pixels=28 * 28, image_max_pixels=24 * 28 * 28)
+    return Processor(Tokenizer(json.loads(tokenizer.to_str())), tokens=TOKENS, config=config)
+
+
+@pytest.fixture(scope="session")
+def processor() -> Processor:
+    return build_processor()
+
+
+@pytest.fixture
+def start(processor: Processor) -> Iterator[Any]:
+    """Starts servers with options of their own; all are stopped at the end."""
+    servers: list[Served] = []
+
+    def start_one(engine: FakeEngine | None = None, **options: Any) -> Served:
+        servers.append(Served(processor, engine or FakeEngine(processor.tokenizer), **options))
+        return servers[-1]
+
+    yield start_one
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_server(processor: Processor) -> Iterator[Served]:
+    server = Served(processor, FakeEngine(processor.tokenizer)).wait()
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture
+def server(shared_server: Served) -> Served:
+    """A server that runs, idle, its engine as new."""
+    wait_until(lambda: shared_server.service.num_active == 0 and not shared_server.engine.has_work)
+    shared_server.engine.reset()
+    return shared_server
+
+
+@pytest.fixture
+def engine(server: Served) -> FakeEngine:
+    """The engine of `server`."""
+    return server.engine
+
+
+@pytest.fixture
+def new_engine(processor: Processor) -> FakeEngine:
+    """An engine for `start`."""
+    return FakeEngine(processor.tokenizer)
+
+
+@pytest.fixture
+def until() -> Any:
+    return wait_until
+
+
+@pytest.fixture
+def png() -> bytes:
+    """A real picture, 56 x 84."""
+    image = Image.new("RGB", (56, 84), (200, 60, 20))
+    image.paste((20, 60, 200), (10, 10, 40, 40))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def data_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
