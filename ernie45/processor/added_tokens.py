@@ -14,17 +14,24 @@ from ernie45.config.errors import CheckpointError
 SENTENCEPIECE_SIZE = 100295
 IMAGE_PLACEHOLDER = "<|IMAGE_PLACEHOLDER|>"
 VIDEO_PLACEHOLDER = "<|VIDEO_PLACEHOLDER|>"
+# What other programs call the control tokens of the released tokenizer.
+NAMED_TOKENS = {
+    **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"},
+    **{"cls_token": "<|begin_of_sentence|>", "sep_token": "<|end_of_sentence|>"},
+}
 IMAGE_START, IMAGE_END = "<|IMAGE_START|>", "<|IMAGE_END|>"
 VIDEO_START, VIDEO_END = "<|VIDEO_START|>", "<|VIDEO_END|>"
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """One entry of `added_tokens`. special: hidden from decoded text."""
+    """One entry of `added_tokens`. special: hidden from decoded text. lstrip, rstrip: swallows white space beside it."""
 
     id: int
     content: str
     special: bool = True
+    lstrip: bool = False
+    rstrip: bool = False
 
     @property
     def is_control(self) -> bool:
@@ -34,16 +41,16 @@ class AddedToken:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "AddedToken":
         """Read an entry of `tokenizer.json` or `added_tokens_decoder`. CheckpointError if it asks for what we do not do."""
-        for flag in ("lstrip", "rstrip", "single_word"):
-            if data.get(flag):
-                raise CheckpointError(
-                    f"added token {data['content']!r} has {flag}=true, which is not supported; ERNIE's tokens have it false"
-                )
-        return cls(id=int(data["id"]), content=data["content"], special=bool(data.get("special", True)))
+        if data.get("single_word"):
+            raise CheckpointError(
+                f"added token {data['content']!r} has single_word=true, which is not supported; ERNIE's tokens have it false"
+            )
+        flags = {flag: bool(data.get(flag, False)) for flag in ("lstrip", "rstrip")}
+        return cls(id=int(data["id"]), content=data["content"], special=bool(data.get("special", True)), **flags)
 
     def to_json(self) -> dict[str, Any]:
         """An entry for `added_tokens` of a `tokenizer.json`."""
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        flags = {"single_word": False, "lstrip": self.lstrip, "rstrip": self.rstrip, "normalized": False}
         return {"id": self.id, "content": self.content, **flags, "special": self.special}
 
 
@@ -74,6 +81,16 @@ def added_tokens_of_folder(folder: Path) -> list[AddedToken]:
         token = AddedToken.from_json({**entry, "id": index})
         tokens[token.content] = token
     return sorted(tokens.values(), key=lambda token: token.id)
+
+
+def tokenizer_config_to_json(named: dict[str, str], has_media: bool) -> dict[str, Any]:
+    """The content of a `tokenizer_config.json`, for programs that load a tokenizer through transformers."""
+    media = {
+        **{"image_token": IMAGE_PLACEHOLDER, "image_start_token": IMAGE_START, "image_end_token": IMAGE_END},
+        **{"video_token": VIDEO_PLACEHOLDER, "video_start_token": VIDEO_START, "video_end_token": VIDEO_END},
+    }
+    extra = {"extra_special_tokens": media} if has_media else {}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named, **extra}
 
 
 def named_special_tokens(tokenizer_config: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,7 @@ from ernie45.processor.added_tokens import (
     VIDEO_END,
     VIDEO_START,
     named_special_tokens,
+    tokenizer_config_to_json,
 )
 from ernie45.processor.chat import Guard, split_media
 from ernie45.processor.image import Patches, content_hash, image_patches
@@ -82,11 +83,15 @@ class Processor:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, preprocessor_config.json and chat_template.jinja: what `from_dir` reads beside config.json."""
+        """Write what `from_dir` reads beside config.json: tokenizer, preprocessor and chat template."""
         folder = Path(folder)
         self.tokenizer.save(folder)
-        text = json.dumps(processor_config_to_json(self.config), indent=2) + "\n"
-        (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+        contents = {
+            "preprocessor_config.json": processor_config_to_json(self.config),
+            "tokenizer_config.json": tokenizer_config_to_json(self.template.named_tokens, self.accepts_media),
+        }
+        for name, content in contents.items():
+            (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / "chat_template.jinja").write_text(self.template.source, encoding="utf-8")
 
     @property
@@ -219,12 +224,13 @@ class Processor:
 
 
 def _read_template(folder: Path, tokenizer_config: dict[str, Any]) -> ChatTemplate:
-    """chat_template.jinja, else the tokenizer config's chat_template, else the built-in one."""
+    """chat_template.jinja, else the older chat_template.json, else the tokenizer config's entry, else the built-in one."""
     path = folder / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.is_file() else tokenizer_config.get("chat_template")
+    older = _read_json(folder / "chat_template.json").get("chat_template") or tokenizer_config.get("chat_template")
+    source = path.read_text(encoding="utf-8") if path.is_file() else older
     if isinstance(source, list):  # named templates; "default" is the one for chats
         source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
-    return ChatTemplate(source or BUILT_IN_TEMPLATE, dict(named_special_tokens(tokenizer_config)))
+    return ChatTemplate(source or BUILT_IN_TEMPLATE, dict(named_special_tokens(tokenizer_config)) or None)
 
 
 def _read_processor_config(folder: Path) -> ProcessorConfig:

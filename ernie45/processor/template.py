@@ -12,6 +12,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ernie45.config.errors import CheckpointError, RequestError
+from ernie45.processor.added_tokens import NAMED_TOKENS
 
 # The format the released model was trained with. Thoughts are shown only after the last user message: of a finished answer
 # at the end of the conversation (training), or of the tool calls that lead to the answer still to come. Older thoughts are
@@ -86,7 +87,7 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
         self.source = source
-        self._named_tokens = named_tokens or {}
+        self.named_tokens = NAMED_TOKENS if named_tokens is None else named_tokens
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
@@ -101,7 +102,7 @@ class ChatTemplate:
         """The prompt's text. RequestError if the template refuses the conversation or cannot render it."""
         try:
             return self._template.render(
-                **self._named_tokens,
+                **self.named_tokens,
                 messages=messages,
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,

@@ -12,7 +12,7 @@ from typing import Any
 
 import tokenizers
 
-from ernie45.config.errors import CheckpointError
+from ernie45.config.errors import CheckpointError, RequestError
 from ernie45.processor.added_tokens import AddedToken, added_tokens_of_folder
 from ernie45.processor.sentencepiece import tokenizer_json_from_sentencepiece
 from ernie45.processor.vocabulary import special_pattern, token_bytes
@@ -52,12 +52,13 @@ class Tokenizer:
     def __init__(self, data: dict[str, Any]) -> None:
         """data: the content of a `tokenizer.json`."""
         self.data = data
-        added = [AddedToken.from_json(token) for token in data.get("added_tokens") or ()]
-        self.control_ids = {token.content: token.id for token in added if token.is_control}
-        self._plain = tokenizers.Tokenizer.from_str(json.dumps(_without_control_tokens(data, self.control_ids)))
         self._ids = _vocabulary(data)
+        added = [AddedToken.from_json(token) for token in data.get("added_tokens") or ()]
+        control = [token for token in added if token.is_control]
+        self.control_ids = {token.content: token.id for token in control}
+        self._plain = tokenizers.Tokenizer.from_str(json.dumps(_without_control_tokens(data, self.control_ids)))
         self._decoding = _Decoding(*token_bytes(data, self._ids))
-        self._special_re = special_pattern(self.control_ids)
+        self._special_re = special_pattern(control)
         self._hidden = {token.id for token in added if token.special and token.content not in ANSWER_TAGS}
 
     @classmethod
@@ -96,15 +97,21 @@ class Tokenizer:
 
     def split_special(self, text: str) -> list[str]:
         """Cut at control tokens: even items are plain text (perhaps empty), odd items are control tokens."""
-        return self._special_re.split(text) if self._special_re else [text]
+        pieces = self._special_re.split(text) if self._special_re else [text]
+        # a token that swallows white space was matched with it
+        return [piece if index % 2 == 0 or piece in self.control_ids else piece.strip() for index, piece in enumerate(pieces)]
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Ids of the text; nothing is put before or after it.
 
         allow_special: whether control tokens written out in the text become themselves. Leave it off for text of users.
+        RequestError for text that is no Unicode (a lone surrogate).
         """
         if not allow_special:
-            return self._plain.encode(text, add_special_tokens=False).ids if text else []
+            try:
+                return self._plain.encode(text, add_special_tokens=False).ids if text else []
+            except TypeError as error:  # what the library raises for a lone surrogate
+                raise RequestError("text has a character that is no Unicode (a lone surrogate); remove it") from error
         ids: list[int] = []
         for index, piece in enumerate(self.split_special(text)):
             ids += [self.control_ids[piece]] if index % 2 else self.encode(piece)
@@ -145,6 +152,10 @@ class IncrementalDecoder:
 
 
 def _vocabulary(data: dict[str, Any]) -> dict[str, int]:
+    if data["model"].get("type", "BPE") != "BPE":
+        raise CheckpointError(
+            f"tokenizer.json has a model of type {data['model']['type']!r}, must be BPE; convert the tokenizer"
+        )
     vocabulary = dict(data["model"]["vocab"])
     vocabulary.update((token["content"], token["id"]) for token in data.get("added_tokens") or ())
     return vocabulary
@@ -153,7 +164,10 @@ def _vocabulary(data: dict[str, Any]) -> dict[str, int]:
 def _without_control_tokens(data: dict[str, Any], control_ids: dict[str, int]) -> dict[str, Any]:
     """The same tokenizer, blind to control tokens and without anything put around the text."""
     model = data["model"]
+    text_tokens = [token for token in data.get("added_tokens") or () if token["content"] not in control_ids]
+    vocabulary = model["vocab"]
     if model.get("ignore_merges"):  # then a whole word found in the vocabulary is taken, a control token's name included
-        model = {**model, "vocab": {token: index for token, index in model["vocab"].items() if token not in control_ids}}
-    added = [token for token in data.get("added_tokens") or () if token["content"] not in control_ids]
-    return {**data, "model": model, "added_tokens": added, "post_processor": None, "truncation": None, "padding": None}
+        vocabulary = {token: index for token, index in vocabulary.items() if token not in control_ids}
+    # the library numbers added tokens itself unless it finds them in the vocabulary
+    model = {**model, "vocab": vocabulary | {token["content"]: token["id"] for token in text_tokens}}
+    return {**data, "model": model, "added_tokens": text_tokens, "post_processor": None, "truncation": None, "padding": None}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ernie45.config.errors import CheckpointError
+from ernie45.processor.added_tokens import AddedToken
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 SPACE_MARK = "\u2581"
@@ -47,19 +48,25 @@ def token_bytes(data: dict[str, Any], ids: dict[str, int]) -> tuple[list[bytes |
     return bytes_of, _strips_first_space(steps)
 
 
-def special_pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
+def special_pattern(tokens: Iterable[AddedToken]) -> re.Pattern[str] | None:
     """A pattern with one group that matches the longest of the tokens, for `re.split`. None if there are no tokens.
 
     Built as a trie: ERNIE has over three thousand added tokens, nearly all beginning with `<|`, and a flat alternation
     would try each of them at every such place.
     """
+    tokens = list(tokens)
     trie: dict[str, Any] = {}
     for token in tokens:
         node = trie
-        for character in token:
+        for character in token.content:
             node = node.setdefault(character, {})
         node[""] = token
-    return re.compile(f"({_trie_pattern(trie)})") if trie else None
+    wide = [
+        (r"\s*" if token.lstrip else "") + re.escape(token.content) + (r"\s*" if token.rstrip else "")
+        for token in sorted(tokens, key=lambda token: -len(token.content))
+        if token.lstrip or token.rstrip
+    ]
+    return re.compile(f"({'|'.join([*wide, _trie_pattern(trie)])})") if trie else None
 
 
 def _trie_pattern(node: dict[str, Any]) -> str:

@@ -46,6 +46,12 @@ def build_tokenizer_data() -> dict[str, Any]:
     return json.loads(tokenizer.to_str())
 
 
+@pytest.fixture(scope="session")
+def shared_tokenizer_data() -> dict[str, Any]:
+    """Not to be changed."""
+    return build_tokenizer_data()
+
+
 @pytest.fixture
 def tokenizer_data() -> dict[str, Any]:
     return copy.deepcopy(build_tokenizer_data())
