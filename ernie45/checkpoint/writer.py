@@ -116,6 +116,7 @@ def write_config(staged: StagedFolder, config_json: dict[str, Any]) -> None:
 
 
 def write_json(staged: StagedFolder, name: str, data: dict[str, Any]) -> None:
+    """One JSON file, indented, with non-ASCII text as it is."""
     staged.write(name, [(json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()])
 
 
