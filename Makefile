@@ -21,8 +21,8 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[test]'
 	@touch $@
 
-demo: $(STAMP) ## ask the tiny model about a picture in the terminal, then chat at http://127.0.0.1:8180
-	@$(BIN)/ernie45 demo
+demo: $(STAMP) ## ask the tiny model about a picture in the terminal, then chat in the browser; PORT=8180
+	@$(BIN)/ernie45 demo $(if $(PORT),--port $(PORT))
 
 test: $(STAMP) ## ruff, pyright and every test
 	$(BIN)/ruff check .

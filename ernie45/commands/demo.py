@@ -20,7 +20,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--port", type=whole_number(0, 65535), default=DEFAULT_PORT, metavar="N", help=f"of the chat page ({DEFAULT_PORT})"
+        "--port", type=whole_number(1, 65535), default=DEFAULT_PORT, metavar="N", help=f"of the chat page ({DEFAULT_PORT})"
     )
     parser.add_argument("--no-serve", action="store_true", help="stop after the answers")
 
@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     show_sample()
     if args.no_serve:
         return 0
-    from ernie45.server.run import serve
+    from ernie45.server.run import bind, serve
 
+    bind(DEFAULT_HOST, args.port).close()  # an error now, not after we have said where the page is
     print(f"Chat page: http://{DEFAULT_HOST}:{args.port}  (Ctrl-C ends it)", flush=True)
     return serve(ServerConfig(model="tiny", host=DEFAULT_HOST, port=args.port, quiet=True))

@@ -7,8 +7,6 @@ import json
 import sys
 from typing import Any
 
-from ernie45.commands.conversation import Conversation, Settings
-from ernie45.commands.dialogue import show_answer
 from ernie45.commands.picture import render
 from ernie45.commands.terminal import Terminal
 from ernie45.config.presets import TINY_FOLDER
@@ -22,11 +20,16 @@ _KIND = "sum"
 def show_sample() -> None:
     """Print picture, question and both answers to stdout."""
     terminal = Terminal.of(sys.stdout)
-    conversation = Conversation.load("tiny", Settings())
     sample = first_sample(_KIND)
     path = SAMPLES / sample["file"]
     print(render(load_image(path), terminal))
-    print(f"\n{terminal.bold(sample['question'])}\n")
+    print(f"\n{terminal.bold(sample['question'])}\n", flush=True)
+
+    # Only now, so that there is something to look at while torch is loaded.
+    from ernie45.commands.conversation import Conversation, Settings
+    from ernie45.commands.dialogue import show_answer
+
+    conversation = Conversation.load("tiny", Settings())
     for thinking in (True, False):
         conversation.clear()
         conversation.set_thinking(thinking)
