@@ -4,7 +4,7 @@ Knows nothing about encoding text.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,12 @@ IMAGE_PLACEHOLDER = "<|IMAGE_PLACEHOLDER|>"
 VIDEO_PLACEHOLDER = "<|VIDEO_PLACEHOLDER|>"
 # What other programs call the control tokens of the released tokenizer.
 NAMED_TOKENS = {
-    **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"},
-    **{"cls_token": "<|begin_of_sentence|>", "sep_token": "<|end_of_sentence|>"},
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<unk>",
+    "cls_token": "<|begin_of_sentence|>",
+    "sep_token": "<|end_of_sentence|>",
 }
 IMAGE_START, IMAGE_END = "<|IMAGE_START|>", "<|IMAGE_END|>"
 VIDEO_START, VIDEO_END = "<|VIDEO_START|>", "<|VIDEO_END|>"
@@ -83,14 +87,23 @@ def added_tokens_of_folder(folder: Path) -> list[AddedToken]:
     return sorted(tokens.values(), key=lambda token: token.id)
 
 
-def tokenizer_config_to_json(named: dict[str, str], has_media: bool) -> dict[str, Any]:
-    """The content of a `tokenizer_config.json`, for programs that load a tokenizer through transformers."""
+def tokenizer_config_to_json(named: dict[str, str], existing: Container[str]) -> dict[str, Any]:
+    """The content of a `tokenizer_config.json`, for programs that load a tokenizer through transformers.
+
+    existing: the tokenizer's tokens. Others are not named: transformers would add them under ids the model does not have.
+    """
     media = {
-        **{"image_token": IMAGE_PLACEHOLDER, "image_start_token": IMAGE_START, "image_end_token": IMAGE_END},
-        **{"video_token": VIDEO_PLACEHOLDER, "video_start_token": VIDEO_START, "video_end_token": VIDEO_END},
+        "image_token": IMAGE_PLACEHOLDER,
+        "image_start_token": IMAGE_START,
+        "image_end_token": IMAGE_END,
+        "video_token": VIDEO_PLACEHOLDER,
+        "video_start_token": VIDEO_START,
+        "video_end_token": VIDEO_END,
     }
-    extra = {"extra_special_tokens": media} if has_media else {}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named, **extra}
+    named = {name: token for name, token in named.items() if token in existing}
+    extra = {name: token for name, token in media.items() if token in existing}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named}
+    return config | ({"extra_special_tokens": extra} if extra else {})
 
 
 def named_special_tokens(tokenizer_config: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -82,6 +82,8 @@ def _assistant(field: str, content: Any, message: Mapping[str, Any]) -> dict[str
     if thoughts and thoughts.strip():
         result["reasoning_content"] = thoughts.strip()
     calls = message.get("tool_calls")
+    if calls and (not isinstance(calls, Sequence) or isinstance(calls, str)):
+        raise RequestError(f"{field}.tool_calls must be a list of calls, is {type(calls).__name__}")
     if calls:
         result["tool_calls"] = [_tool_call(f"{field}.tool_calls[{i}]", call) for i, call in enumerate(calls)]
     return result
@@ -97,6 +99,8 @@ def _tool_call(field: str, call: Any) -> dict[str, Any]:
             arguments = json.loads(arguments)
         except ValueError as error:
             raise RequestError(f"{field}.function.arguments must be a JSON object as text: {error}") from error
+    if not isinstance(arguments, Mapping):
+        raise RequestError(f"{field}.function.arguments must be a JSON object, is {type(arguments).__name__}")
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 

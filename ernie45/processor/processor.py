@@ -88,7 +88,7 @@ class Processor:
         self.tokenizer.save(folder)
         contents = {
             "preprocessor_config.json": processor_config_to_json(self.config),
-            "tokenizer_config.json": tokenizer_config_to_json(self.template.named_tokens, self.accepts_media),
+            "tokenizer_config.json": tokenizer_config_to_json(self.template.named_tokens, self.tokenizer),
         }
         for name, content in contents.items():
             (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -86,6 +86,9 @@ class Tokenizer:
         """One more than the largest id: rows an embedding needs."""
         return len(self._decoding.bytes_of)
 
+    def __contains__(self, token: object) -> bool:
+        return token in self._ids
+
     def id_of(self, token: str) -> int | None:
         """The id of a token, added or ordinary; None if there is no such token."""
         return self._ids.get(token)

@@ -74,3 +74,9 @@ def config() -> ProcessorConfig:
 @pytest.fixture
 def processor(tokenizer_data: dict[str, Any], config: ProcessorConfig) -> Processor:
     return Processor(Tokenizer(tokenizer_data), tokens=TOKENS, config=config)
+
+
+@pytest.fixture(scope="session")
+def shared_processor(shared_tokenizer_data: dict[str, Any]) -> Processor:
+    """For property tests; not to be changed."""
+    return Processor(Tokenizer(shared_tokenizer_data), tokens=TOKENS)
