@@ -1,0 +1,1 @@
+"""Training data: sources, rendering, encoding and mixtures."""

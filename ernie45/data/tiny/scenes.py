@@ -1,0 +1,148 @@
+"""Pictures of a few coloured shapes, and questions about colour, count and place.
+
+Knows nothing about digits or tokens.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ernie45.data.tiny.canvas import CELL, Colour, blank
+from ernie45.data.tiny.sample import Sample, Turn
+from ernie45.data.tiny.strips import DESCRIBE
+
+SHAPES = ("circle", "square", "triangle")
+COLOURS: dict[str, Colour] = {
+    "red": (214, 40, 40),
+    "green": (46, 160, 67),
+    "blue": (45, 90, 220),
+    "yellow": (240, 200, 30),
+    "purple": (150, 60, 190),
+}
+_SIZES = ((4, 4), (3, 5), (3, 4), (4, 3))
+_WORDS = ("", "a", "two", "three", "four")
+_RELATIONS = {
+    "left of": lambda a, b: a.x < b.x,
+    "right of": lambda a, b: a.x > b.x,
+    "above": lambda a, b: a.y < b.y,
+    "below": lambda a, b: a.y > b.y,
+}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A shape of a colour; x and y are its centre in pixels from the top left."""
+
+    colour: str
+    shape: str
+    x: float
+    y: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture uint8 [H, W, 3] of things, listed row by row and from left to right."""
+
+    picture_HWC: np.ndarray
+    things: tuple[Thing, ...]
+
+    @property
+    def listing(self) -> str:
+        return ", ".join(thing.name for thing in self.things)
+
+
+def scene(rng: Random, num_things: int | None = None) -> Scene:
+    """A scene of 2 to 4 things, no two of them alike in both colour and shape, each alone in its part of the picture."""
+    rows, columns = rng.choice(_SIZES)
+    canvas = blank(rng, rows, columns, _paper(rng))
+    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    lanes_y, lanes_x = (2 if rows == 3 else 3), (3 if columns >= 4 else 2)
+    places = sorted(rng.sample([(y, x) for y in range(lanes_y) for x in range(lanes_x)], num_things or rng.randint(2, 4)))
+    names = rng.sample([(colour, shape) for colour in COLOURS for shape in SHAPES], len(places))
+    things = []
+    for (lane_y, lane_x), (colour, shape) in zip(places, names, strict=True):
+        lane_height, lane_width = rows * CELL / lanes_y, columns * CELL / lanes_x
+        radius = rng.uniform(9, 14)
+        x = (lane_x + 0.5) * lane_width + rng.uniform(-3, 3)
+        y = (lane_y + 0.5) * lane_height + rng.uniform(-3, 3)
+        _draw(draw, shape, x, y, radius, _shade(rng, COLOURS[colour]))
+        things.append(Thing(colour, shape, x, y))
+    return Scene(np.asarray(image), tuple(things))
+
+
+def colour_question(rng: Random) -> Sample:
+    """What colour has the only thing of a shape."""
+    while True:
+        made = scene(rng)
+        shapes = [thing.shape for thing in made.things]
+        single = [thing for thing in made.things if shapes.count(thing.shape) == 1]
+        if single:
+            break
+    thing = rng.choice(single)
+    question = rng.choice((f"What colour is the {thing.shape}?", f"Which colour has the {thing.shape}?"))
+    return _about(rng, "colour", made, question, made.listing, thing.colour)
+
+
+def count_question(rng: Random) -> Sample:
+    """How many things, of a shape or at all."""
+    made = scene(rng)
+    if rng.random() < 0.25:
+        question = rng.choice(("How many shapes are there?", "Count the shapes."))
+        return _about(rng, "count", made, question, made.listing, str(len(made.things)))
+    shape = rng.choice(SHAPES)
+    question = rng.choice((f"How many {shape}s are there?", f"Count the {shape}s."))
+    return _about(rng, "count", made, question, made.listing, str(sum(thing.shape == shape for thing in made.things)))
+
+
+def place_question(rng: Random) -> Sample:
+    """Is one thing left of, right of, above or below another: only where the two are clearly apart on that axis."""
+    while True:
+        made = scene(rng)
+        first, second = rng.sample(made.things, 2)
+        relation = rng.choice(list(_RELATIONS))
+        along = first.x - second.x if relation.endswith("of") else first.y - second.y
+        if abs(along) >= 16:
+            break
+    answer = "yes" if _RELATIONS[relation](first, second) else "no"
+    question = f"Is the {first.name} {relation} the {second.name}?"
+    return _about(rng, "place", made, question, made.listing, answer)
+
+
+def describe_scene(rng: Random) -> Sample:
+    """A caption: the things, row by row."""
+    made = scene(rng, rng.randint(2, 3))
+    names = [f"a {thing.name}" for thing in made.things]
+    caption = ", ".join(names[:-1]) + " and " + names[-1]
+    return _about(rng, "caption", made, rng.choice(DESCRIBE), f"shapes:{len(names)}", caption[0].upper() + caption[1:] + ".")
+
+
+def _about(rng: Random, skill: str, made: Scene, question: str, reasoning: str, answer: str) -> Sample:
+    turn = Turn(question=question, reasoning=reasoning, answer=answer)
+    return Sample(skill=skill, turn=turn, pictures=(made.picture_HWC,), pictures_first=rng.random() < 0.8)
+
+
+def _paper(rng: Random) -> Colour:
+    level = rng.randint(215, 250) if rng.random() < 0.75 else rng.randint(10, 50)
+    return (level, level + rng.randint(-5, 5), level + rng.randint(-5, 5))
+
+
+def _shade(rng: Random, colour: Colour) -> Colour:
+    red, green, blue = (min(255, max(0, level + rng.randint(-14, 14))) for level in colour)
+    return (red, green, blue)
+
+
+def _draw(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, colour: Colour) -> None:
+    box = (x - radius, y - radius, x + radius, y + radius)
+    if shape == "circle":
+        draw.ellipse(box, fill=colour)
+    elif shape == "square":
+        draw.rectangle((x - 0.9 * radius, y - 0.9 * radius, x + 0.9 * radius, y + 0.9 * radius), fill=colour)
+    else:
+        draw.polygon([(x, y - radius), (x - radius, y + 0.8 * radius), (x + radius, y + 0.8 * radius)], fill=colour)

@@ -1,0 +1,1 @@
+"""Tasks and scores of a model."""

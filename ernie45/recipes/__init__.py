@@ -1,0 +1,1 @@
+"""Whole runs: data, model, stages, scores and plots put together."""

@@ -1,0 +1,1 @@
+"""Training: one loop, an optimiser, router upkeep, and objectives as pure functions."""

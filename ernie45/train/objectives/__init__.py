@@ -1,0 +1,1 @@
+"""Objectives: pure functions (outputs, batch, config) -> loss and metrics."""

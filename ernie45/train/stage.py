@@ -1,0 +1,32 @@
+"""A stage: data, forward, objective and schedule put together. The loop runs stages one after the other.
+
+Knows nothing about processes, files or progress.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ernie45.config.train import RouterConfig, ScheduleConfig
+from ernie45.train.objectives.loss import Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a run.
+
+    batch: (step, shard) -> batch; pure, so that a run can go on at any step. forward: (modules, batch) -> outputs, with the
+    trainer's modules by name. objective: (outputs, batch, config) -> Loss; pure. trains: which parameters, by name
+    ("model.norm.weight"), learn here. routers: upkeep of the routers, or None where they do not run. keeps_average: whether the
+    averaged weights follow.
+    """
+
+    name: str
+    schedule: ScheduleConfig
+    batch: Callable[[int, int], Any]
+    forward: Callable[[Any, Any], Any]
+    objective: Callable[[Any, Any, Any], Loss]
+    objective_config: Any = None
+    trains: Callable[[str], bool] = field(default=lambda name: True)
+    routers: RouterConfig | None = None
+    keeps_average: bool = False
