@@ -6,6 +6,7 @@ Knows nothing about what a recipe does.
 import argparse
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from ernie45.commands.arguments import one_of, whole_number
@@ -34,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if find_spec("matplotlib") is None:
+        raise ConfigError("matplotlib (not installed) is needed for the learning curves; pip install 'ernie45[train]'")
     overrides = dict(_setting(text) for text in args.set)
     recipe = import_module(RECIPES[args.recipe])
     out = args.out or Path("runs") / args.recipe
