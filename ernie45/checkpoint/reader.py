@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 from pathlib import Path
+from threading import local
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ from ernie45.model.multimodal import ErnieModel
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _LOADED_DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
-# Bytes that one thread holds while it converts or transposes; a multiple of a row is taken, at least one row.
-CHUNK_BYTES = 8 << 20
+# Bytes that one thread holds while it converts or transposes: whole rows, at least one.
+CHUNK_BYTES = 4 << 20
 _MAX_THREADS = 4
 
 
@@ -96,12 +97,22 @@ def _read_slot(folder: ModelFolder, slot: Slot, parameter: Tensor, opened: OpenF
     step = max(1, CHUNK_BYTES // max(1, row_bytes))
     for row in range(0, shape[0], step):
         count = min(step, shape[0] - row)
-        chunk = torch.empty((count, *shape[1:]), dtype=dtype)
+        chunk = _scratch(count * row_bytes).view(dtype).view(count, *shape[1:])
         opened.read(source.file, begin + row * row_bytes, _bytes_of(chunk))
         if slot.transpose:
             target[:, row : row + count].copy_(chunk.T)
         else:
             target[row : row + count].copy_(chunk)
+
+
+_kept = local()
+
+
+def _scratch(num_bytes: int) -> Tensor:
+    """Memory for one chunk, kept by the thread: asked for anew each time, the allocator would hold several."""
+    if getattr(_kept, "chunk", None) is None or len(_kept.chunk) < num_bytes:
+        _kept.chunk = torch.empty(max(num_bytes, CHUNK_BYTES), dtype=torch.uint8)
+    return _kept.chunk[:num_bytes]
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

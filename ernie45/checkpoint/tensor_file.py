@@ -55,7 +55,7 @@ def read_header(file: Path) -> dict[str, FileTensor]:
         entries = json.loads(raw)
         entries.pop("__metadata__", None)
         tensors, end = _parse(file, entries, _LENGTH_BYTES + length)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file} has a damaged header ({error}); download or convert the model again") from error
     if end != size:
         raise CheckpointError(
@@ -73,8 +73,8 @@ def _parse(file: Path, entries: Mapping[str, Any], data_begin: int) -> tuple[dic
         shape = tuple(entry["shape"])
         if entry["dtype"] not in ITEM_BYTES:
             raise ValueError(f"unknown dtype {entry['dtype']!r} of {name}")
-        if not all(isinstance(dim, int) and dim >= 0 for dim in shape):
-            raise ValueError(f"shape {shape} of {name}")
+        if not all(type(number) is int and number >= 0 for number in (*shape, begin, stop)):
+            raise ValueError(f"shape {shape} or bytes {begin}:{stop} of {name}")
         tensor = FileTensor(file=file, dtype=entry["dtype"], shape=shape, begin=data_begin + begin)
         if tensor.begin != end or data_begin + stop != end + tensor.num_bytes:
             raise ValueError(f"bytes {begin}:{stop} of {name}")
