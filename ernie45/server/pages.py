@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
 _PAGE = Path(__file__).parent / "web" / "index.html"
-_SAMPLES = Path(__file__).parent.parent / "assets" / "samples"
+SAMPLES = Path(__file__).parent.parent / "assets" / "samples"
 _SAMPLE_FIELDS = ("file", "question", "answer", "kind")
 
 
@@ -35,16 +35,16 @@ def add_pages(app: FastAPI) -> None:
     async def sample(file: str) -> Response:
         if file not in (entry["file"] for entry in read_samples()):
             raise HTTPException(404)
-        return FileResponse(_SAMPLES / file)
+        return FileResponse(SAMPLES / file)
 
 
-def read_samples(folder: Path = _SAMPLES) -> list[dict[str, str]]:
+def read_samples() -> list[dict[str, str]]:
     """The entries of samples.json whose picture is there; none if there is no such file."""
-    index = folder / "samples.json"
+    index = SAMPLES / "samples.json"
     if not index.is_file():
         return []
     entries = json.loads(index.read_text(encoding="utf-8"))
-    return [{name: entry[name] for name in _SAMPLE_FIELDS} for entry in entries if (folder / entry["file"]).is_file()]
+    return [{name: entry[name] for name in _SAMPLE_FIELDS} for entry in entries if (SAMPLES / entry["file"]).is_file()]
 
 
 def content_policy(page: str) -> str:

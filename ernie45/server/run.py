@@ -5,25 +5,28 @@ Knows nothing about routes or requests.
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
 from ernie45 import __version__
 from ernie45.checkpoint import resolve_model
+from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import ConfigError, Ernie45Error
 from ernie45.config.server import ServerConfig
 from ernie45.processor import Processor
 from ernie45.processor.media import MediaLimits
 from ernie45.server.app import create_app
 from ernie45.server.engine_client import EngineClient
-from ernie45.server.llm_engine import load_engine
+from ernie45.server.engine_loop import Engine
 from ernie45.server.messages import Capacity
 from ernie45.server.service import ChatService
 from ernie45.server.translate import SamplingDefaults
@@ -41,12 +44,17 @@ def serve(config: ServerConfig) -> int:
     try:
         folder = resolve_model(config.model)
         processor = Processor.from_dir(folder, limits=media_limits(config))
-        service = ChatService(
-            config, processor, EngineClient(lambda: load_engine(folder, config.engine)), SamplingDefaults.from_dir(folder)
-        )
+        engine = EngineClient(lambda: _load(folder, config.engine))
+        service = ChatService(config, processor, engine, SamplingDefaults.from_dir(folder))
         return ServerRun(config, service, listener).run()
     finally:
         listener.close()
+
+
+def _load(folder: Path, config: EngineConfig) -> Engine:
+    from ernie45.server.llm_engine import load_engine  # brings torch: only the engine's side of the boundary needs it
+
+    return load_engine(folder, config)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -91,6 +99,7 @@ class ServerRun(uvicorn.Server):
         self.server_config = config
         self.service = service
         self.listener = listener
+        self.address: tuple[str, int] = listener.getsockname()[:2]
         self._watcher: asyncio.Task[None] | None = None
 
     def run(self, sockets: list[socket.socket] | None = None) -> int:  # type: ignore[override]
@@ -138,17 +147,18 @@ class ServerRun(uvicorn.Server):
     async def _follow_engine(self) -> None:
         engine = self.service.engine
         await engine.wait_loaded()
-        if engine.capacity is not None:
+        if engine.capacity is not None and not self.should_exit:
             self._say_ready(engine.capacity)
         await engine.wait_dead()
         self.should_exit = True
 
     def _say_ready(self, capacity: Capacity) -> None:
-        host, port = self.listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
+        host, port = self.address
+        everywhere = ", on all addresses of this machine" if host in ("0.0.0.0", "::") else ""
+        shown = "127.0.0.1" if everywhere else f"[{host}]" if ":" in host else host
         model = self.service.config.model_name
         self._say(
-            f"ready: model {model}, chat page http://{shown}:{port}/, OpenAI API http://{shown}:{port}/v1\n"
+            f"ready: model {model}, chat page http://{shown}:{port}/, OpenAI API http://{shown}:{port}/v1{everywhere}\n"
             f"holds: {capacity.max_num_seqs} sequences at once, {capacity.num_cache_tokens:,} tokens in "
             f"{capacity.num_pages:,} pages, {capacity.max_model_len:,} tokens in one request"
         )
@@ -159,17 +169,25 @@ class ServerRun(uvicorn.Server):
             sys.stderr.flush()
 
 
+class _NoProbes(logging.Filter):
+    """Leaves out what asks every second whether we live."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not any(path in record.getMessage() for path in ("GET /health ", "GET /ready "))
+
+
 def _log_config(quiet: bool) -> dict[str, object]:
     """Everything to stderr; warnings always, each request unless quiet."""
     level = "WARNING" if quiet else "INFO"
     return {
         "version": 1,
         "disable_existing_loggers": False,
+        "filters": {"probes": {"()": _NoProbes}},
         "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(message)s"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stderr"}},
         "loggers": {
             "uvicorn.error": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
-            "uvicorn.access": {"handlers": ["stderr"], "level": level, "propagate": False},
+            "uvicorn.access": {"handlers": ["stderr"], "level": level, "propagate": False, "filters": ["probes"]},
             "ernie45": {"handlers": ["stderr"], "level": level, "propagate": False},
         },
     }

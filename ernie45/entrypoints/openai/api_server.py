@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ernie45.checkpoint import read_config
 from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import ConfigError, Ernie45Error
 from ernie45.config.server import ServerConfig
@@ -20,9 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve. Exit code 0 after a stop, 1 if the engine failed, 2 for what the user can mend (one line on stderr)."""
     args = build_parser().parse_args(argv)
     try:
-        for line in notes(args):
+        longest = read_config(args.model).max_position_embeddings
+        for line in notes(args, longest):
             sys.stderr.write(f"api_server: note: {line}\n")
-        config = to_config(args)
+        config = to_config(args, longest)
         from ernie45.server.run import serve  # loads torch: only once the flags are known to be good
 
         return serve(config)
@@ -52,9 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def notes(args: argparse.Namespace) -> list[str]:
-    """One line for each flag that was given and changes nothing."""
+def notes(args: argparse.Namespace, longest: int) -> list[str]:
+    """One line for each flag that has no effect, or not the one it says. longest: tokens the model was made for."""
     lines = []
+    if args.max_model_len > longest:
+        lines.append(f"--max-model-len {args.max_model_len} is more than this model was made for: {longest} is used")
     if args.enable_mm:
         lines.append("--enable-mm has no effect: whether the model takes pictures is deduced from its config.json")
     if args.metrics_port is not None:
@@ -67,7 +71,7 @@ def notes(args: argparse.Namespace) -> list[str]:
     return lines
 
 
-def to_config(args: argparse.Namespace) -> ServerConfig:
+def to_config(args: argparse.Namespace, longest: int) -> ServerConfig:
     """ConfigError for a value outside its range."""
     if args.reasoning_parser not in (None, *REASONING_PARSERS):
         raise ConfigError(f"reasoning_parser ({args.reasoning_parser!r}) must be one of {', '.join(REASONING_PARSERS)}")
@@ -76,7 +80,7 @@ def to_config(args: argparse.Namespace) -> ServerConfig:
         host=args.host,
         port=args.port,
         served_model_name=args.served_model_name,
-        engine=EngineConfig(max_model_len=args.max_model_len, max_num_seqs=args.max_num_seqs),
+        engine=EngineConfig(max_model_len=min(args.max_model_len, longest), max_num_seqs=args.max_num_seqs),
         allow_private_media=args.allow_private_media,
         allowed_media_folder=args.allowed_media_folder,
     )

@@ -1,0 +1,328 @@
+"""The chat page in a real browser: what a person sees, with mouse, keyboard and on a phone."""
+
+import base64
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from ernie45.server import pages
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+THOUGHT = "\nTwo digits, a 3 and a 7.\n</think>\n\nThe sum is 10."
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        reason = f"{CHROMIUM} is missing; install it with `apt-get install chromium`"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, png: bytes) -> None:
+    """Two sample pictures, one with a question that would be markup if it were not text."""
+    entries = [
+        {"file": "a b.png", "question": "What is it?", "answer": "-", "kind": "digits"},
+        {"file": "b.png", "question": "<b>What</b> is it?", "answer": "-", "kind": "digits"},
+        {"file": "gone.png", "question": "Where is it?", "answer": "-", "kind": "digits"},
+    ]
+    for entry in entries[:2]:
+        (tmp_path / entry["file"]).write_bytes(png)
+    (tmp_path / "samples.json").write_text(json.dumps(entries))
+    monkeypatch.setattr(pages, "SAMPLES", tmp_path)
+
+
+@pytest.fixture
+def page(browser: Browser, server: Any, samples: None) -> Iterator[Page]:
+    """The page, loaded and connected. Afterwards: no script error, nothing asked of another host."""
+    context = browser.new_context(viewport={"width": 1000, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    errors: list[str] = []
+    asked: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(server.url)
+    expect(page.locator("#model.ready")).to_have_text("fake")
+    yield page
+    context.close()
+    assert errors == []
+    assert [url for url in asked if not url.startswith((server.url, "data:", "blob:"))] == []
+
+
+def ask(page: Page, text: str) -> Any:
+    """Send a text; the article that will hold the answer."""
+    page.fill("#question", text)
+    page.press("#question", "Enter")
+    return page.get_by_role("article", name="Answer").last
+
+
+def done(answer: Any) -> None:
+    expect(answer.locator(".numbers")).to_be_visible()
+
+
+def test_thought_is_open_while_it_comes_and_folds_when_the_answer_begins(page: Page, engine: Any) -> None:
+    engine.say(THOUGHT)
+    engine.step_s = 0.03
+    answer = ask(page, "what is the sum?")
+    thought = answer.locator("details.thought")
+    expect(thought).to_have_attribute("open", "")
+    expect(thought.locator(".text")).to_have_text(re.compile("^Two digits"))
+    expect(answer.locator(".answer")).to_be_empty()
+    done(answer)
+    expect(thought).not_to_have_attribute("open", "")
+    expect(answer.locator(".answer")).to_have_text("The sum is 10.")
+    expect(thought.locator("summary")).to_have_text(re.compile("^Thought for "))
+    numbers = answer.locator(".numbers").inner_text().replace("\u00a0", " ")
+    assert re.search(r"\d+ tokens in · 44 out, 27 of thought · \d+ tokens/s · first after \d+ ms", numbers), numbers
+    thought.locator("summary").click()
+    expect(thought.locator(".text")).to_be_visible()
+
+
+def test_a_thought_that_was_folded_by_hand_stays_as_it_is(page: Page, engine: Any) -> None:
+    engine.say(THOUGHT)
+    engine.step_s = 0.03
+    answer = ask(page, "what is the sum?")
+    summary = answer.locator("details.thought summary")
+    summary.click()
+    summary.click()
+    done(answer)
+    expect(answer.locator("details.thought")).to_have_attribute("open", "")
+
+
+def test_thinking_switch(page: Page, engine: Any, processor: Any) -> None:
+    page.get_by_role("switch", name="Thinking").click()
+    engine.say("plain")
+    answer = ask(page, "hi")
+    done(answer)
+    expect(answer.locator(".answer")).to_have_text("plain")
+    expect(answer.locator("details.thought")).to_be_hidden()
+    assert processor.think_end_id in engine.prompts[-1].token_ids
+
+
+def test_stop_button_and_escape(page: Page, engine: Any, until: Any) -> None:
+    engine.say("on and on ", ends=False)
+    engine.step_s = 0.01
+    for stop in (lambda: page.get_by_role("button", name="Stop").click(), lambda: page.keyboard.press("Escape")):
+        engine.aborted.clear()
+        answer = ask(page, "go")
+        expect(answer.locator("details.thought .text")).to_have_text(re.compile("on and on"))
+        stop()
+        until(lambda: len(engine.aborted) == 1)
+        expect(answer.locator(".numbers")).to_have_text(re.compile("stopped"))
+        expect(page.get_by_role("button", name="Send")).to_be_visible()
+
+
+def test_text_of_model_and_user_is_never_markup(page: Page, engine: Any) -> None:
+    evil = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
+    engine.say(f"{evil}</think>{evil}")
+    answer = ask(page, evil)
+    done(answer)
+    expect(answer.locator(".answer")).to_have_text(evil)
+    assert page.locator("#turns img, #turns script").count() == 0
+    assert page.evaluate("window.hacked") is None
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator("#samples")).to_contain_text("<b>What</b> is it?")
+
+
+def test_sample_pictures(page: Page, engine: Any) -> None:
+    expect(page.locator("#samples button")).to_have_count(2)
+    page.get_by_role("button", name="What is it?").first.click()
+    expect(page.locator("#attached img")).to_have_count(1)
+    expect(page.locator("#question")).to_have_value("What is it?")
+    expect(page.locator("#question")).to_be_focused()
+    page.keyboard.press("Enter")
+    done(page.get_by_role("article", name="Answer"))
+    assert [item.kind for item in engine.prompts[-1].media] == ["image"]
+    expect(page.locator("#attached img")).to_have_count(0)
+    expect(page.get_by_role("article", name="You").locator("img")).to_have_count(1)
+
+
+SEND_FILE = """([kind, data]) => {
+    const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], "x.png", { type: "image/png" }));
+    const options = { bubbles: true, cancelable: true, dataTransfer: transfer, clipboardData: transfer };
+    document.body.dispatchEvent(kind === "paste" ? new ClipboardEvent(kind, options) : new DragEvent(kind, options));
+}"""
+
+
+def test_pictures_by_choosing_pasting_and_dropping(page: Page, engine: Any, png: bytes) -> None:
+    data = base64.b64encode(png).decode()
+    file: Any = {"name": "chosen.png", "mimeType": "image/png", "buffer": png}
+    page.set_input_files("#files", [file, file])
+    expect(page.locator("#attached img")).to_have_count(2)
+    page.evaluate(SEND_FILE, ["paste", data])
+    expect(page.locator("#attached img")).to_have_count(3)
+    page.evaluate(SEND_FILE, ["dragenter", data])
+    expect(page.get_by_text("Drop to add")).to_be_visible()
+    page.evaluate(SEND_FILE, ["drop", data])
+    expect(page.get_by_text("Drop to add")).to_be_hidden()
+    expect(page.locator("#attached img")).to_have_count(4)
+    page.get_by_role("button", name="Remove chosen.png").first.click()
+    expect(page.locator("#attached img")).to_have_count(3)
+    done(ask(page, "what are they?"))
+    assert len(engine.prompts[-1].media) == 3
+
+
+def test_a_file_that_is_no_picture(page: Page, engine: Any) -> None:
+    page.set_input_files("#files", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hi"})
+    expect(page.get_by_role("alert")).to_have_text("notes.txt is not a picture.")
+    page.set_input_files("#files", {"name": "false.png", "mimeType": "image/png", "buffer": b"no pixels here"})
+    answer = ask(page, "what is it?")
+    error = answer.get_by_role("alert")
+    expect(error).to_contain_text("is not an image in a known format")
+    error.get_by_role("button", name="Edit").click()
+    expect(page.locator("#question")).to_have_value("what is it?")
+    expect(page.locator("#attached img")).to_have_count(1)
+    expect(page.locator("#turns article")).to_have_count(0)
+    assert engine.prompts == []
+
+
+def test_an_engine_error_can_be_tried_again(page: Page, server: Any, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.service, "draining", True)
+    answer = ask(page, "hi")
+    expect(answer.get_by_role("alert")).to_contain_text("the server is stopping")
+    monkeypatch.undo()
+    answer.get_by_role("button", name="Try again").click()
+    done(page.get_by_role("article", name="Answer"))
+    expect(page.locator("#turns article")).to_have_count(2)
+
+
+def test_a_second_turn_knows_the_first(page: Page, engine: Any, processor: Any, png: bytes) -> None:
+    engine.say(THOUGHT)
+    page.set_input_files("#files", {"name": "a.png", "mimeType": "image/png", "buffer": png})
+    done(ask(page, "sum?"))
+    done(ask(page, "sure?"))
+    prompt = engine.prompts[-1]
+    assert len(prompt.media) == 1
+    text = processor.tokenizer.decode(prompt.token_ids)
+    assert "sum?" in text
+    assert "The sum is 10." in text
+    assert "Two digits" not in text
+    assert text.index("sum?") < text.index("The sum is 10.") < text.index("sure?")
+
+
+def test_new_chat_forgets_also_while_an_answer_comes(page: Page, engine: Any, until: Any) -> None:
+    engine.say("a</think>and on ", ends=False)
+    engine.step_s = 0.01
+    answer = ask(page, "first")
+    expect(answer.locator(".answer")).to_have_text(re.compile("and on"))
+    page.get_by_role("button", name="New chat").click()
+    until(lambda: len(engine.aborted) == 1)
+    expect(page.locator("#turns article")).to_have_count(0)
+    engine.say("short")
+    done(ask(page, "second"))
+    assert len(engine.prompts[-1]) == len(engine.prompts[0]) + 1
+
+
+def test_keyboard_alone(page: Page, engine: Any, processor: Any) -> None:
+    expect(page.locator("#question")).to_be_focused()
+    page.keyboard.type("one")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("two")
+    assert page.input_value("#question") == "one\ntwo"
+    page.keyboard.press("Enter")
+    done(page.get_by_role("article", name="Answer"))
+    assert "one\ntwo" in processor.tokenizer.decode(engine.prompts[-1].token_ids)
+    names = []
+    for _ in range(2):
+        page.keyboard.press("Tab")
+        names.append(page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.id"))
+        style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert style == "solid", names
+    assert names == ["Add pictures", "thinking"]
+    page.keyboard.press("Space")
+    expect(page.locator("#thinking")).not_to_be_checked()
+    expect(page.locator("[aria-live=polite]")).to_have_text("No answer")
+
+
+def test_enter_that_picks_a_character_does_not_send(page: Page) -> None:
+    page.fill("#question", "ni")
+    event = "new KeyboardEvent('keydown', { key: 'Enter', isComposing: true, bubbles: true, cancelable: true })"
+    page.evaluate(f"document.getElementById('question').dispatchEvent({event})")
+    assert page.input_value("#question") == "ni"
+    assert page.locator("#turns article").count() == 0
+
+
+def test_everything_has_a_name(page: Page) -> None:
+    page.get_by_role("button", name="What is it?").first.click()
+    expect(page.locator("#attached img")).to_have_count(1)
+    nameless = page.evaluate(
+        """[...document.querySelectorAll("button, input, textarea")]
+            .filter((e) => !e.ariaHidden && !(e.ariaLabel || e.labels?.length || e.textContent.trim()))
+            .map((e) => e.outerHTML)"""
+    )
+    assert nameless == []
+    assert page.locator("html").get_attribute("lang") == "en"
+
+
+@pytest.mark.parametrize("width", [360, 390, 1280])
+def test_fits_the_width(page: Page, engine: Any, width: int, png: bytes) -> None:
+    page.set_viewport_size({"width": width, "height": 700})
+    engine.say("w" * 150 + "</think>" + "x" * 200)
+    page.set_input_files("#files", [{"name": f"{n}.png", "mimeType": "image/png", "buffer": png} for n in range(8)])
+    expect(page.locator("#attached img")).to_have_count(8)
+    done(ask(page, "y" * 200))
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    box = page.locator("#go").bounding_box()
+    assert box is not None
+    assert box["x"] + box["width"] <= width
+    assert box["y"] + box["height"] <= 700
+    assert min(box["width"], box["height"]) >= 36
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_can_be_told_apart(page: Page, scheme: Any) -> None:
+    """WCAG AA: at least 4.5 between text and what is behind it."""
+    page.emulate_media(color_scheme=scheme)
+    names = ("paper", "card", "ink", "soft", "tint", "bad", "bad-tint", "accent", "accent-ink")
+    style = "getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim()"
+    colours = page.evaluate(f"(names) => Object.fromEntries(names.map((name) => [name, {style}]))", list(names))
+    assert (luminance(colours["paper"]) > 0.5) == (scheme == "light")
+    pairs = [("ink", "paper"), ("ink", "card"), ("ink", "tint"), ("soft", "paper"), ("soft", "card")]
+    for text, back in [*pairs, ("bad", "bad-tint"), ("accent-ink", "accent"), ("accent", "paper")]:
+        light, dark = sorted((luminance(colours[text]), luminance(colours[back])), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, back)
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_a_server_that_goes_away(browser: Browser, start: Any) -> None:
+    server = start().wait()
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(server.url)
+    expect(page.locator("#model.ready")).to_be_visible()
+    server.stop()
+    answer = ask(page, "still there?")
+    expect(answer.get_by_role("alert")).to_contain_text("The server cannot be reached.")
+    context.close()
+
+
+def test_page_has_a_strict_policy(server: Any) -> None:
+    response = server.client.get("/")
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", response.text)
