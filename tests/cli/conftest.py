@@ -1,18 +1,24 @@
-"""A scripted engine, so that the commands can be tested word by word.
+"""A scripted engine, so that the commands can be tested word by word, and a small random model in a folder.
 
-Knows nothing about real models.
+Knows nothing about trained models.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+import tokenizers
 
+from ernie45.checkpoint import save_model
 from ernie45.commands.conversation import Conversation, Settings
 from ernie45.config.inputs import ModelInput
-from ernie45.config.model import SpecialTokens
+from ernie45.config.model import ExpertPoolConfig, ModelConfig, SpecialTokens, VisionConfig
+from ernie45.config.processor import ProcessorConfig
 from ernie45.config.sampling import SamplingParams
 from ernie45.engine.request import Completion, Event
+from ernie45.model.multimodal import ErnieModel
 from ernie45.processor import Processor
 from ernie45.processor.tokenizer import Tokenizer
 
@@ -59,8 +65,6 @@ class ScriptedLLM:
 @pytest.fixture(scope="session")
 def processor() -> Processor:
     """Bytes as tokens, after ERNIE's control tokens."""
-    import tokenizers
-
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -69,9 +73,8 @@ def processor() -> Processor:
         vocab_size=len(CONTROL) + 256, special_tokens=CONTROL, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator([], trainer)
-    import json
-
-    return Processor(Tokenizer(json.loads(tokenizer.to_str())), tokens=TOKENS)
+    small = ProcessorConfig(image_min_pixels=28 * 28, image_max_pixels=8 * 28 * 28)
+    return Processor(Tokenizer(json.loads(tokenizer.to_str())), tokens=TOKENS, config=small)
 
 
 @pytest.fixture
@@ -90,3 +93,30 @@ def conversation(llm: ScriptedLLM, processor: Processor, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Conversation, "load", staticmethod(load))
     return conversation
+
+
+@pytest.fixture(scope="session")
+def model_folder(processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with every part, and the processor above: loads and answers, with nonsense. Do not change it."""
+    config = ModelConfig(
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        mrope_section=(1, 1, 2),
+        intermediate_size=48,
+        vocab_size=len(CONTROL) + 256,
+        expert_pools=(
+            ExpertPoolConfig(modality="text", num_experts=4, ffn_size=16, num_active=2),
+            ExpertPoolConfig(modality="vision", num_experts=4, ffn_size=8, num_active=2),
+        ),
+        shared_ffn_size=32,
+        max_position_embeddings=256,
+        vision=VisionConfig(depth=1, hidden_size=32, num_heads=2, intermediate_size=64),
+        tokens=TOKENS,
+    )
+    folder = tmp_path_factory.mktemp("model") / "random"
+    save_model(ErnieModel(config), folder)
+    processor.save(folder)
+    return folder
