@@ -4,7 +4,9 @@ Knows nothing about images, videos or who asked.
 """
 
 import ipaddress
+import queue
 import socket
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -135,11 +137,8 @@ class _GuardedBackend(httpcore.NetworkBackend):
 
     def _resolve(self, host: str, port: int) -> list[str]:
         """Addresses of the host; MediaError if one of them is not public, unless that is allowed."""
-        try:
-            entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (socket.gaierror, UnicodeError) as error:
-            raise httpcore.ConnectError(f"{host} cannot be resolved ({error})") from error
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
+        left = _left(self._deadline, self._limits.connect_seconds, httpcore.ConnectTimeout)
+        addresses = _look_up(host, port, left)
         inside = [address for address in addresses if not is_public(address)]
         if inside and not self._limits.allow_private_addresses:
             raise MediaError(
@@ -147,6 +146,27 @@ class _GuardedBackend(httpcore.NetworkBackend):
                 "host or a data URL, or allow private addresses where the server is started"
             )
         return addresses
+
+
+def _look_up(host: str, port: int, seconds: float) -> list[str]:
+    """Addresses of a name. The system's look-up cannot be told to hurry, so it gets a thread that is left behind if late."""
+    outcome: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            outcome.put(list(dict.fromkeys(str(entry[4][0]) for entry in entries)))
+        except (OSError, UnicodeError) as error:
+            outcome.put(error)
+
+    threading.Thread(target=look_up, daemon=True).start()
+    try:
+        found = outcome.get(timeout=seconds)
+    except queue.Empty as error:
+        raise httpcore.ConnectTimeout(f"looking up {host} took too long") from error
+    if isinstance(found, Exception):
+        raise httpcore.ConnectError(f"{host} cannot be resolved ({found})") from found
+    return found
 
 
 def is_public(address: str) -> bool:

@@ -5,6 +5,7 @@ Knows nothing about torch or how the model runs.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,20 @@ class Processor:
         config: ProcessorConfig | None = None,
         template: ChatTemplate | None = None,
         limits: MediaLimits | None = None,
+        accepts_media: bool = True,
     ) -> None:
+        """tokens: ids of the model's config; that of <|end_of_sentence|> is taken from the tokenizer, as the released configs
+        may lack it. accepts_media: whether the model can see; a tokenizer without a placeholder makes it False as well."""
         self.tokenizer = tokenizer
-        self.tokens = tokens
+        end_of_turn = tokenizer.id_of("<|end_of_sentence|>")
+        self.tokens = tokens if end_of_turn is None else replace(tokens, end_of_turn=end_of_turn)
         self.config = config or ProcessorConfig()
         self.template = template or ChatTemplate()
         self.limits = limits or MediaLimits()
-        self.accepts_media = tokenizer.id_of(IMAGE_PLACEHOLDER) is not None
-        self._check_ids()
+        self.accepts_media = accepts_media and IMAGE_PLACEHOLDER in tokenizer
+        self._no_patches = np.empty((0, 3 * self.config.patch_size**2), dtype=np.uint8)
+        if self.accepts_media:
+            self._check_ids()
 
     @classmethod
     def from_dir(
@@ -66,9 +73,11 @@ class Processor:
         folder = Path(folder)
         tokenizer_config = _read_json(folder / "tokenizer_config.json")
         image_config = _read_processor_config(folder)
+        accepts_media = True
         if tokens is None:
             model = _read_model_config(folder)
             tokens, vision = model.tokens, model.vision
+            accepts_media = vision is not None
             if vision and (vision.patch_size, vision.spatial_merge_size) != (image_config.patch_size, image_config.merge_size):
                 raise CheckpointError(
                     f"patch_size and merge_size ({image_config.patch_size}, {image_config.merge_size}) in "
@@ -80,6 +89,7 @@ class Processor:
             config=image_config,
             template=_read_template(folder, tokenizer_config),
             limits=limits,
+            accepts_media=accepts_media,
         )
 
     def save(self, folder: str | Path) -> None:
@@ -205,7 +215,7 @@ class Processor:
             token_ids=token_ids,
             is_vision=np.isin(token_ids, self.tokens.vision_ids),
             positions=positions.positions_SX,
-            patches=np.concatenate(patches) if patches else np.empty((0, 3 * self.config.patch_size**2), dtype=np.uint8),
+            patches=patches[0] if len(patches) == 1 else np.concatenate([self._no_patches, *patches]),
             media=tuple(items),
             next_position=positions.next_position,
         )
@@ -213,7 +223,7 @@ class Processor:
     def _check_ids(self) -> None:
         """The tokenizer and the model's config must mean the same ids."""
         names = {"image_patch": IMAGE_PLACEHOLDER, "image_start": IMAGE_START, "image_end": IMAGE_END}
-        names |= {"video_start": VIDEO_START, "video_end": VIDEO_END, "end_of_turn": "<|end_of_sentence|>"}
+        names |= {"video_start": VIDEO_START, "video_end": VIDEO_END}
         for name, content in names.items():
             found, expected = self.tokenizer.id_of(content), getattr(self.tokens, name)
             if found is not None and found != expected:

@@ -211,3 +211,13 @@ def test_an_unknown_name_is_an_error(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(MediaError, match="cannot be resolved"):
         fetch("http://nowhere.example/a.png", limits())
+
+
+def test_a_name_server_that_hangs_ends_at_the_connect_time(monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(10) and [])
+    start = time.monotonic()
+    with pytest.raises(MediaError, match=r"longer than the limit \(0\.2 s to connect"):
+        fetch("http://slow.example/a.png", limits(connect_seconds=0.2))
+    assert time.monotonic() - start < 2
+    release.set()

@@ -270,6 +270,20 @@ def test_a_text_model_refuses_pictures(tokenizer_data, tokens):
         processor.encode_chat(ask(picture(9, 9)))
 
 
+def test_a_text_model_with_a_vocabulary_for_pictures_refuses_them_too(tokenizer_data, tmp_path):
+    """The text releases share the vocabulary, placeholders included; their config says nothing of those ids."""
+    model = ModelConfig(
+        hidden_size=64, num_layers=1, num_heads=4, num_kv_heads=2, intermediate_size=64, head_dim=16, mrope_section=(3, 3, 2)
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config_to_json(model, "pt")))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_data))
+    processor = Processor.from_dir(tmp_path)
+    assert processor.stop_token_ids == (2, 4)
+    assert processor.encode_chat([{"role": "user", "content": "x"}]).media == ()
+    with pytest.raises(RequestError, match="reads text only"):
+        processor.encode_chat(ask(picture(9, 9)))
+
+
 def test_limits_of_the_processor_reach_the_media(tokenizer_data, tokens):
     processor = Processor(Tokenizer(tokenizer_data), tokens=tokens, limits=MediaLimits(max_image_pixels=99))
     with pytest.raises(MediaError, match="limit of 99 pixels"):

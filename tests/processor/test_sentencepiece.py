@@ -41,9 +41,14 @@ def train(**options) -> bytes:
     return model.getvalue()
 
 
+def pair_of(model: bytes) -> tuple[sentencepiece.SentencePieceProcessor, Tokenizer]:
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
+    return theirs, Tokenizer(tokenizer_json_from_sentencepiece(model, []))
+
+
 @cache
-def mapped_model() -> bytes:
-    return train(normalization_rule_name="nfkc", user_defined_symbols=[])
+def mapped_pair() -> tuple[sentencepiece.SentencePieceProcessor, Tokenizer]:
+    return pair_of(train(normalization_rule_name="nfkc", user_defined_symbols=[]))
 
 
 VARIANTS = {
@@ -55,9 +60,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module", params=list(VARIANTS))
 def pair(request) -> tuple[sentencepiece.SentencePieceProcessor, Tokenizer]:
-    model = train(**VARIANTS[request.param])
-    theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
-    return theirs, Tokenizer(tokenizer_json_from_sentencepiece(model, []))
+    return pair_of(train(**VARIANTS[request.param]))
 
 
 TEXTS = st.one_of(
@@ -94,9 +97,8 @@ def test_decodes_like_the_library_whole_and_in_pieces(pair, text, data):
 @given(text=st.text(alphabet="ab the １２Ａﬁ①ｶ小猫é\u3000\t."))
 def test_a_character_map_is_applied(text):
     """Without combining marks: the tokenizers library maps whole grapheme clusters, SentencePiece characters."""
-    model = mapped_model()
-    theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
-    assert Tokenizer(tokenizer_json_from_sentencepiece(model, [])).encode(text) == theirs.encode(text)
+    theirs, ours = mapped_pair()
+    assert ours.encode(text) == theirs.encode(text)
 
 
 def test_a_control_token_typed_as_text_stays_text():
