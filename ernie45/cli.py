@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
+from ernie45 import __version__
 from ernie45.commands import chat, convert, demo, evaluate, generate, info, serve, train
 from ernie45.config.errors import Ernie45Error
 
@@ -71,6 +72,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def build_parser() -> tuple["Parser", dict[str, "Parser"]]:
     """The whole parser and, by name, that of each command."""
     parser = Parser(prog="ernie45", description=DESCRIPTION, epilog=EXAMPLES, **_SHARED)
+    parser.add_argument("--version", action="version", version=f"ernie45 {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     subparsers = {}
     for name, module in COMMANDS.items():
@@ -106,13 +108,17 @@ def _refuse_unknown(parser: Parser, command: str, argument: str) -> NoReturn:
     option = argument.split("=")[0]
     known = sorted(parser._option_string_actions) if option.startswith("-") else []
     rule = f"option ({option}) is not one of `ernie45 {command}`" if known else f"argument ({argument!r}) is one too many"
-    hint = _suggest(option, known) if known else f"put it in quotes if it belongs to the text; see `ernie45 {command} --help`"
+    hint = (
+        _suggest(option, known, parser.prog)
+        if known
+        else f"put it in quotes if it belongs to the text; see `ernie45 {command} --help`"
+    )
     parser.exit(EXIT_USER_ERROR, f"ernie45 {command}: error: {rule}; {hint}\n")
 
 
-def _suggest(value: str, known: list[str]) -> str:
+def _suggest(value: str, known: list[str], program: str = "ernie45") -> str:
     near = get_close_matches(value, known, n=1)
-    return f"did you mean {near[0]}?" if near else "see `ernie45 --help`"
+    return f"did you mean {near[0]}?" if near else f"see `{program} --help`"
 
 
 if __name__ == "__main__":

@@ -68,8 +68,8 @@ class Usage:
 
     def __str__(self) -> str:
         thought = f", {self.num_reasoning_tokens} of them thought" if self.num_reasoning_tokens else ""
-        speed = f", {(self.num_tokens - 1) / self.decode_seconds:.0f} tokens/s" if self.decode_seconds > 0 else ""
-        cut = "; cut off by --max-tokens" if self.finish_reason == "length" else ""
+        speed = f", then {(self.num_tokens - 1) / self.decode_seconds:.0f}/s" if self.decode_seconds > 0 else ""
+        cut = "; cut off" if self.finish_reason == "length" else ""
         return (
             f"{self.num_prompt_tokens} tokens in, {self.num_tokens} out{thought}; "
             f"first after {self.first_seconds * 1000:.0f} ms{speed}{cut}"
