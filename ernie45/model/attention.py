@@ -24,7 +24,7 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         x_TD: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Tensor,
         cu_seqlens: tuple[int, ...],
         layer: int,
         cache: CacheStep | None,
@@ -33,7 +33,7 @@ class SelfAttention(nn.Module):
         qkv = self.qkv_proj(x_TD).unflatten(-1, (-1, self.head_dim))
         # Queries and keys turn by the same angles, so they turn together.
         qk, v_TJK = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
-        q_THK, k_TJK = rotate_interleaved(qk, *rope).split((self.num_heads, self.num_kv_heads), dim=1)
+        q_THK, k_TJK = rotate_interleaved(qk, rope).split((self.num_heads, self.num_kv_heads), dim=1)
         if cache is None:
             out_THK = packed_attention(q_THK, k_TJK, v_TJK, cu_seqlens, causal=True)
         else:

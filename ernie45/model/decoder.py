@@ -28,7 +28,7 @@ class DecoderBlock(nn.Module):
             self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, x_TD: Tensor, rope: tuple[Tensor, Tensor], batch: PackedBatch, cache: CacheStep | None
+        self, x_TD: Tensor, rope: Tensor, batch: PackedBatch, cache: CacheStep | None
     ) -> tuple[Tensor, list[RouterOutput]]:
         """x [T, D] -> ([T, D], router outputs, empty for a dense block)."""
         x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rope, batch.cu_seqlens, self.layer, cache)
@@ -57,7 +57,7 @@ class MTPModule(nn.Module):
         self,
         next_embeddings_TD: Tensor,
         hidden_TD: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Tensor,
         batch: PackedBatch,
         cache: CacheStep | None = None,
     ) -> tuple[Tensor, list[RouterOutput]]:

@@ -76,12 +76,25 @@ class ExpertPool(nn.Module):
     def forward(self, x_RD: Tensor) -> tuple[Tensor, RouterOutput]:
         """x [R, D] -> ([R, D], what the router did). R may be 0."""
         router = self.router
+        if not len(x_RD) and not torch.is_grad_enabled():
+            return x_RD, self._nothing_routed(x_RD.device)
         logits_RE, experts_RA, weights_RA = route(
             x_RD, router.weight, router.correction_bias, self.config.num_active, self.norm_min
         )
         counts_E = count_experts(experts_RA, self.config.num_experts)
         y_RD = moe_ffn(x_RD, self.gate_up_weight, self.down_weight, experts_RA, weights_RA, counts_E)
         return y_RD, RouterOutput(self.config.modality, logits_RE, experts_RA, weights_RA, counts_E)
+
+    def _nothing_routed(self, device: torch.device) -> RouterOutput:
+        """The output of a router without rows, when no gradient is wanted: decode is all text, layer after layer."""
+        num_experts, num_active = self.config.num_experts, self.config.num_active
+        return RouterOutput(
+            self.config.modality,
+            torch.empty(0, num_experts, device=device),
+            torch.empty(0, num_active, dtype=torch.int64, device=device),
+            torch.empty(0, num_active, device=device),
+            torch.zeros(num_experts, dtype=torch.int64, device=device),
+        )
 
 
 class HeterogeneousMoE(nn.Module):
@@ -115,10 +128,11 @@ def _take(x_TD: Tensor, rows: PoolRows) -> Tensor:
     return x_TD if rows.index_R is None else x_TD.index_select(0, rows.index_R)
 
 
-def _put(out_TD: Tensor | None, y_RD: Tensor, rows: PoolRows, like_TD: Tensor) -> Tensor:
-    """Rows of y at their places; pools are disjoint, so a plain copy joins them."""
+def _put(out_TD: Tensor | None, y_RD: Tensor, rows: PoolRows, like_TD: Tensor) -> Tensor | None:
+    """Rows of y at their places, added to what the pools before gave. A pool without rows still joins the graph."""
     if rows.index_R is None:
-        # All rows are this pool's. The other pool's empty result is added so that it stays part of the graph.
         return y_RD if out_TD is None else y_RD + out_TD
+    if not rows.count and not y_RD.requires_grad:
+        return out_TD
     out_TD = torch.zeros_like(like_TD) if out_TD is None else out_TD
     return out_TD.index_add(0, rows.index_R, y_RD)

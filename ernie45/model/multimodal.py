@@ -112,8 +112,8 @@ class ErnieModel(nn.Module):
         assert len(features_RD) == len(batch.feature_rows_R), (features_RD.shape, batch.feature_rows_R.shape)
         return x_TD.index_copy(0, batch.feature_rows_R, features_RD.to(x_TD.dtype))
 
-    def rope(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """The decoder's cosines and sines for this step."""
+    def rope(self, batch: PackedBatch) -> Tensor:
+        """The decoder's rotations for this step."""
         config = self.config
         return decoder_rope_table(batch.positions_TX, config.head_dim, config.rope_theta, config.mrope_section)
 

@@ -89,7 +89,8 @@ def _paged_decode(q_BHK: Tensor, k_NSJK: Tensor, v_NSJK: Tensor, page_table_BN: 
     page_size, num_kv_heads = k_NSJK.shape[1:3]
     longest = max(context_lens)
     table_BN = page_table_BN[:, : -(-longest // page_size)]
-    k_BMJK, v_BMJK = (x[table_BN].flatten(1, 2)[:, :longest] for x in (k_NSJK, v_NSJK))
+    pages = table_BN.flatten()
+    k_BMJK, v_BMJK = (x.index_select(0, pages).view(len(table_BN), -1, *x.shape[2:])[:, :longest] for x in (k_NSJK, v_NSJK))
     mask = None
     if min(context_lens) < longest:
         ends_B1 = torch.tensor(context_lens, device=q_BHK.device)[:, None]

@@ -3,11 +3,16 @@
 Knows nothing about modalities, layers or other ranks.
 """
 
+import itertools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+FEW_ROWS = 128
+"""Up to this many (row, expert) pairs a CPU without gradients visits only the experts that are used: a grouped matmul
+visits all of them, and at decode most have no row."""
 
 
 class Routing(NamedTuple):
@@ -53,6 +58,8 @@ def moe_ffn(
     before the down projection (as in Baidu's training code): the combination is then a plain sum.
     """
     num_rows, num_active = experts_RA.shape
+    if x_RD.device.type == "cpu" and not torch.is_grad_enabled() and experts_RA.numel() <= FEW_ROWS:
+        return _moe_ffn_few_rows(x_RD, gate_up_EGD, down_EDF, experts_RA, weights_RA)
     order_S = experts_RA.flatten().argsort(stable=True)
     offsets_E = counts_E.cumsum(0, dtype=torch.int32)
     # Row s of the sorted block is copy order_S[s] of token order_S[s] // A.
@@ -63,6 +70,28 @@ def moe_ffn(
     y_SD = F.grouped_mm(hidden_SF, down_EDF.transpose(1, 2), offs=offsets_E)
     back_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
     return y_SD.index_select(0, back_S).unflatten(0, (num_rows, num_active)).sum(1)
+
+
+def _moe_ffn_few_rows(x_RD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, experts_RA: Tensor, weights_RA: Tensor) -> Tensor:
+    """The same on the host's own list of experts; no copy of weights, one product for each used expert."""
+    num_rows, num_active = experts_RA.shape
+    experts = experts_RA.flatten().tolist()
+    order = sorted(range(len(experts)), key=experts.__getitem__)
+    order_S = torch.tensor(order, dtype=torch.int64)
+    x_SD = x_RD.index_select(0, order_S // num_active)
+    # Borders of the runs of one expert in the sorted list.
+    borders = [s for s in range(len(order)) if s == 0 or experts[order[s]] != experts[order[s - 1]]] + [len(order)]
+    runs = [(start, end, experts[order[start]]) for start, end in itertools.pairwise(borders)]
+    gate_up_SG = x_SD.new_empty(len(order), gate_up_EGD.shape[1])
+    for start, end, expert in runs:
+        torch.mm(x_SD[start:end], gate_up_EGD[expert].T, out=gate_up_SG[start:end])
+    gate_SF, up_SF = gate_up_SG.chunk(2, dim=-1)
+    hidden_SF = F.silu(gate_SF).mul_(up_SF).mul_(weights_RA.flatten().index_select(0, order_S).to(x_RD.dtype)[:, None])
+    y_SD = torch.empty_like(x_SD)
+    for start, end, expert in runs:
+        torch.mm(hidden_SF[start:end], down_EDF[expert].T, out=y_SD[start:end])
+    back_SD = torch.empty_like(y_SD).index_copy_(0, order_S, y_SD)
+    return back_SD.unflatten(0, (num_rows, num_active)).sum(1)
 
 
 def moe_ffn_reference(

@@ -7,36 +7,33 @@ import torch
 from torch import Tensor
 
 
-def decoder_rope_table(
-    positions_TX: Tensor, head_dim: int, theta: float, mrope_section: tuple[int, int, int]
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the decoder's 3-D rope, computed once per step for all layers.
+def decoder_rope_table(positions_TX: Tensor, head_dim: int, theta: float, mrope_section: tuple[int, int, int]) -> Tensor:
+    """Rotations of the decoder's 3-D rope, computed once per step for all layers.
 
     Pair j of head_dim / 2 turns by position[axis_j] * theta ** (-2j / head_dim). The first h + w pairs alternate
     height, width; the last t pairs, the lowest frequencies, follow time. positions_TX holds (time, height, width).
-    Returns cos and sin, fp32 [T, 1, head_dim / 2], broadcasting over heads.
+    Returns cos + i sin, complex64 [T, 1, head_dim / 2], broadcasting over heads.
     """
-    device = positions_TX.device
     height, width, time = mrope_section
-    axis_of_pair = [1, 2] * height + [0] * time
     assert height == width, mrope_section
-    assert len(axis_of_pair) * 2 == head_dim, (mrope_section, head_dim)
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    assert 2 * (height + width + time) == head_dim, (mrope_section, head_dim)
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_TX.device) / head_dim
     inverse_frequencies = 1.0 / (theta**exponents)
-    angles = positions_TX[:, axis_of_pair].float() * inverse_frequencies
-    return angles.cos()[:, None, :], angles.sin()[:, None, :]
+    time_T1, space_T2 = positions_TX.float().split((1, 2), dim=-1)
+    positions_TK = torch.cat((space_T2.repeat(1, height), time_T1.expand(-1, time)), dim=-1)
+    angles_TK = positions_TK * inverse_frequencies
+    return torch.polar(torch.ones_like(angles_TK), angles_TK)[:, None, :]
 
 
-def rotate_interleaved(x_THK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate_interleaved(x_THK: Tensor, rotations: Tensor) -> Tensor:
     """Turn the pairs (2j, 2j + 1) of each head by the table's angles; fp32 inside, x's dtype out. x is [T, H, K]."""
     pairs = torch.view_as_complex(x_THK.float().unflatten(-1, (-1, 2)))
-    turned = torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
-    return turned.to(x_THK.dtype)
+    return torch.view_as_real(pairs * rotations).flatten(-2).to(x_THK.dtype)
 
 
-def rotate_interleaved_reference(x_THK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate_interleaved_reference(x_THK: Tensor, rotations: Tensor) -> Tensor:
     """The same by the definition: (x, y) -> (x cos - y sin, x sin + y cos)."""
-    wide = x_THK.float()
+    wide, cos, sin = x_THK.float(), rotations.real, rotations.imag
     x, y = wide[..., 0::2], wide[..., 1::2]
     return torch.stack((x * cos - y * sin, x * sin + y * cos), dim=-1).flatten(-2).to(x_THK.dtype)
 

@@ -66,7 +66,7 @@ def test_paged_attention(generator: torch.Generator, new: list[int], context: li
     torch.testing.assert_close(actual, torch.cat(expected), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 37])
+@pytest.mark.parametrize("num_rows", [0, 1, 5, 37])
 def test_moe_ffn(generator: torch.Generator, num_rows: int) -> None:
     num_experts, hidden, ffn = 6, 16, 8
     x = torch.randn(num_rows, hidden, generator=generator)
@@ -78,6 +78,9 @@ def test_moe_ffn(generator: torch.Generator, num_rows: int) -> None:
     leaves = [x.requires_grad_(), gate_up.requires_grad_(), down.requires_grad_()]
     weights = routing.weights_RA.detach().requires_grad_()
     outputs = [fn(*leaves, routing.experts_RA, weights, counts) for fn in (moe_ffn, moe_ffn_reference)]
+    with torch.no_grad():  # decode has a path of its own
+        outputs.append(moe_ffn(*leaves, routing.experts_RA, weights, counts))
+    torch.testing.assert_close(outputs.pop(), outputs[1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
     got, wanted = (gradients(output, [*leaves, weights], generator) for output in outputs)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
@@ -103,11 +106,11 @@ def test_routing_is_fp32_whatever_the_input() -> None:
 
 def test_rope(generator: torch.Generator) -> None:
     positions = torch.randint(0, 500, (9, 3), generator=generator)
-    cos, sin = decoder_rope_table(positions, 16, 500000.0, (3, 3, 2))
+    rotations = decoder_rope_table(positions, 16, 500000.0, (3, 3, 2))
     x = torch.randn(9, 2, 16, generator=generator)
     assert_twins_agree(
-        lambda x: rotate_interleaved(x, cos, sin),
-        lambda x: rotate_interleaved_reference(x, cos, sin),
+        lambda x: rotate_interleaved(x, rotations),
+        lambda x: rotate_interleaved_reference(x, rotations),
         [x],
         generator=generator,
     )
@@ -118,8 +121,7 @@ def test_rope_axis_of_each_pair() -> None:
     for axis, pairs in (("time", range(44, 64)), ("height", range(0, 44, 2)), ("width", range(1, 44, 2))):
         positions = torch.zeros(1, 3, dtype=torch.int64)
         positions[0, ("time", "height", "width").index(axis)] = 3
-        cos, sin = decoder_rope_table(positions, 128, 500000.0, (22, 22, 20))
-        angles = torch.atan2(sin, cos).flatten()
+        angles = decoder_rope_table(positions, 128, 500000.0, (22, 22, 20)).angle().flatten()
         expected = torch.zeros(64)
         for pair in pairs:
             angle = 3 * 500000.0 ** (-2 * pair / 128)
