@@ -14,15 +14,15 @@ from ernie45.model.norm import RMSNorm
 
 
 class DecoderBlock(nn.Module):
-    """Pre-norm block: x += attention(norm x); x += feed-forward(norm x). Dense or MoE by the config and its index."""
+    """Pre-norm block: x += attention(norm x); x += feed-forward(norm x). `layer` is its place in the cache."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, *, is_moe: bool) -> None:
         super().__init__()
         self.layer = layer
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.self_attn = SelfAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
-        if config.is_moe_layer(layer):
+        if is_moe:
             self.mlp: HeterogeneousMoE | FeedForward = HeterogeneousMoE(config)
         else:
             self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
@@ -42,8 +42,9 @@ class DecoderBlock(nn.Module):
 class MTPModule(nn.Module):
     """Predicts one token further: h' = block(proj([norm(embedding of the next token); norm(h)])).
 
-    The embedding comes first. Its output goes through the model's own final norm and head. Source: DeepSeek-V3's
-    multi-token prediction as in ERNIE 4.5's public training code (depth 1, loss weight 0.1).
+    The embedding comes first; the block is dense, as in public loaders of the released files. Its output goes through the
+    model's own final norm and head. Source: DeepSeek-V3's multi-token prediction as in ERNIE 4.5's public training code
+    (depth 1, loss weight 0.1).
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -51,7 +52,7 @@ class MTPModule(nn.Module):
         self.emb_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.hidden_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.linear_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
-        self.block = DecoderBlock(config, layer)
+        self.block = DecoderBlock(config, layer, is_moe=False)
 
     def forward(
         self,
@@ -60,7 +61,7 @@ class MTPModule(nn.Module):
         rope: Tensor,
         batch: PackedBatch,
         cache: CacheStep | None = None,
-    ) -> tuple[Tensor, list[RouterOutput]]:
-        """Embeddings of tokens t + 1 and hidden states of tokens t, both [T, D] -> ([T, D], router outputs)."""
+    ) -> Tensor:
+        """Embeddings of tokens t + 1 and hidden states of tokens t, both [T, D] -> [T, D]."""
         joined = cat((self.emb_norm(next_embeddings_TD), self.hidden_norm(hidden_TD)), dim=-1)
-        return self.block(self.linear_proj(joined), rope, batch, cache)
+        return self.block(self.linear_proj(joined), rope, batch, cache)[0]

@@ -53,12 +53,14 @@ class ErnieModel(nn.Module):
 
     def _build(self, config: ModelConfig) -> None:
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            DecoderBlock(config, layer, is_moe=config.is_moe_layer(layer)) for layer in range(config.num_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.vision_model = VisionTower(config.vision) if config.vision is not None else None
         self.resampler_model = Resampler(config) if config.vision is not None else None
-        # A prediction module is a block of the last layer's kind and continues its layer count.
+        # A prediction module has its own keys and values, after those of the layers.
         self.mtp = nn.ModuleList(MTPModule(config, config.num_layers + depth) for depth in range(config.num_mtp_layers))
 
     @property
@@ -144,8 +146,8 @@ class ErnieModel(nn.Module):
         """
         module = self.mtp[depth]
         assert isinstance(module, MTPModule)
-        x_TD, routers = module(self.embed_tokens(next_ids_T), previous_TD, self.rope(batch), batch)
-        return ModelOutput(self.norm(x_TD), [routers] if routers else [], x_TD)
+        x_TD = module(self.embed_tokens(next_ids_T), previous_TD, self.rope(batch), batch)
+        return ModelOutput(self.norm(x_TD), [], x_TD)
 
 
 def _fill_normal(weight: Tensor, fan_in: int, generator: torch.Generator | None) -> None:

@@ -161,7 +161,6 @@ def test_multi_token_prediction(make_sequence: Callable) -> None:
     next_ids = torch.roll(batch.token_ids_T, -1)
     ahead = model.predict_ahead(0, next_ids, output.pre_norm_TD, batch)
     assert ahead.hidden_TD.shape == output.hidden_TD.shape
-    assert len(ahead.routers) == 1
     model.logits(ahead.hidden_TD).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.mtp[0].parameters() if p.ndim > 1)
     changed = next_ids.clone()
