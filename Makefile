@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # In one command with the package: pip then keeps this torch instead of fetching another build for a dependency.
 TORCH := torch==2.13.0
+# Those that need no GPU; each is a module of bench/ and explains itself with --help.
+BENCHMARKS := train_step decode checkpoint_load
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
@@ -31,4 +33,4 @@ test: $(STAMP) ## ruff, pyright and every test
 	$(BIN)/python -m pytest
 
 bench: $(STAMP) ## the benchmarks of bench/ that need no GPU; results go to bench/results/
-	$(BIN)/python -m bench
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m bench.$$name || exit 1; done
