@@ -225,7 +225,10 @@ def test_peak_memory_is_the_model_and_one_tensor(theirs: Callable, tmp_path: Pat
     model = ErnieModel(config)
     save_model(model, tmp_path / "large", layout)
     largest = max(tensor.nbytes for tensor in model.state_dict().values())
-    del model
+    wanted = torch.float32 if dtype == "fp32" else torch.bfloat16
+    expected = {name: tensor.to(wanted) for name, tensor in model.state_dict().items()}
+    assert_identical(dict(load_model(tmp_path / "large", dtype=dtype).state_dict()), expected)
+    del model, expected
     command = [sys.executable, "-c", _MEASURE, str(theirs("dense")[1]), str(tmp_path / "large"), dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     peak, size = map(int, done.stdout.split())
