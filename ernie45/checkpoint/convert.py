@@ -145,7 +145,10 @@ class FolderSource:
 def _config_json(folder: ModelFolder, layout: LayoutName) -> dict[str, Any]:
     """Our keys; keys that we do not read are kept where source and target have the same form of config.json."""
     own = config_to_json(
-        folder.config, layout, dtype=CONFIG_DTYPES.get(folder.dtype, "float32"), video_token=_video_token(folder)
+        folder.config,
+        layout,
+        dtype=CONFIG_DTYPES.get(folder.dtype, "float32"),
+        video_token=find_video_token(folder.path, folder.config_json),
     )
     nested = "text_config" in folder.config_json
     if nested or "text_config" in own:
@@ -154,13 +157,13 @@ def _config_json(folder: ModelFolder, layout: LayoutName) -> dict[str, Any]:
     return {key: value for key, value in folder.config_json.items() if key not in own and key not in dropped} | own
 
 
-def _video_token(folder: ModelFolder) -> int | None:
-    """The id of the video placeholder in the source's config.json or tokenizer.json, if one of them has it."""
-    found = folder.config_json.get("video_token_id")
+def find_video_token(path: Path, config_json: Mapping[str, Any]) -> int | None:
+    """The id of the video placeholder in a folder's config.json or tokenizer.json, if one of them has it."""
+    found = config_json.get("video_token_id")
     if isinstance(found, int):
         return found
     try:
-        tokens = json.loads((folder.path / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])
+        tokens = json.loads((path / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])
     except (OSError, ValueError, AttributeError):
         return None
     named = [token for token in tokens if isinstance(token, Mapping) and token.get("content") == _VIDEO_TOKEN]

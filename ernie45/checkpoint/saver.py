@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ernie45.checkpoint.convert import SLACK_BYTES, carried_files
-from ernie45.checkpoint.folder import CONFIG_FILE, resolve_model
+from ernie45.checkpoint.convert import SLACK_BYTES, carried_files, find_video_token
+from ernie45.checkpoint.folder import CONFIG_FILE, read_config_json, resolve_model
 from ernie45.checkpoint.inventory import inventory
 from ernie45.checkpoint.layouts import find_layout
 from ernie45.checkpoint.layouts.table import Slot, expand
@@ -44,8 +44,10 @@ def save_model(
     source = ModelSource(stored_tensors(model, parameters))
     slots = expand(target, model.config, parameters)
     plan = plan_weights(slots, source, file_format=target.file_format, max_shard_bytes=max_shard_bytes)
-    config_json = config_to_json(model.config, layout, dtype=CONFIG_DTYPES[_NAMES[model.dtype]])
-    carried = carried_files(resolve_model(processor_files_from)) if processor_files_from is not None else []
+    origin = None if processor_files_from is None else resolve_model(processor_files_from)
+    carried = [] if origin is None else carried_files(origin)
+    video_token = None if origin is None else find_video_token(origin, read_config_json(origin))
+    config_json = config_to_json(model.config, layout, dtype=CONFIG_DTYPES[_NAMES[model.dtype]], video_token=video_token)
     needed = plan.total_bytes + sum(file.stat().st_size for file in carried) + SLACK_BYTES
     with staged_folder(Path(path), needed_bytes=needed, replaces=CONFIG_FILE if overwrite else None) as staged:
         write_weights(staged, plan, source)

@@ -138,6 +138,12 @@ def test_the_resampler_may_stand_without_a_prefix_in_paddle_files(theirs: Callab
     assert_identical(dict(load_model(tmp_path / "paddle").state_dict()), dict(model.state_dict()))
 
 
+def test_the_video_placeholder_comes_from_the_tokenizer(theirs: Callable, tmp_path: Path) -> None:
+    """Only the native layout names it; a converted model has it from the folder that its tokenizer came from."""
+    save_model(load_model(theirs("vl")[1]), tmp_path / "new", "native", processor_files_from=theirs("vl")[1])
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["video_token_id"] == 127
+
+
 def test_types(theirs: Callable, saved: Callable) -> None:
     """Default: the files' own. Routers stay fp32 and come from the file without a detour through bf16."""
     folder = saved("vl")
@@ -180,6 +186,7 @@ def test_processor_files_are_copied_and_nothing_is_overwritten(theirs: Callable,
     for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):
         (tmp_path / "origin" / name).write_text(name)
     model = load_model(folder)
+    (tmp_path / "origin" / "config.json").write_text("{}")
     save_model(model, tmp_path / "new", processor_files_from=tmp_path / "origin")
     assert {file.name for file in (tmp_path / "new").iterdir()} == {
         "config.json",
