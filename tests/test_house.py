@@ -186,6 +186,17 @@ def test_exceptions_are_still_needed() -> None:
             assert function in {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
+def test_configs_are_frozen_and_take_keywords_only() -> None:
+    faults = []
+    for path in files_below("ernie45/config"):
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ClassDef) and (
+                found := [text for text in map(ast.unparse, node.decorator_list) if "dataclass" in text]
+            ):
+                faults += [f"{name_of(path)}:{node.name}"] * (found != ["dataclass(frozen=True, kw_only=True)"])
+    report(f"{name} must be dataclass(frozen=True, kw_only=True)" for name in faults)
+
+
 def test_names_say_something() -> None:
     parts = {
         (name_of(path), part) for path in files_below("ernie45", "tests", "bench") for part in path.relative_to(ROOT).parts
