@@ -118,7 +118,9 @@ class ChatService:
         request = await self._in(self._text_pool, parse_chat_request, body)
         check_model(request.model, [self.config.model_name, self.config.model])
         pool = self._media_pool if has_media(request) else self._text_pool
-        return await self._in(pool, translate, request, self.processor, self.defaults), self.config.model_name
+        assert self.engine.capacity is not None, self.state
+        length = self.engine.capacity.max_model_len
+        return await self._in(pool, translate, request, self.processor, self.defaults, length), self.config.model_name
 
     async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, function, *args)

@@ -17,8 +17,17 @@ from ernie45.config.sampling import SamplingParams
 from ernie45.processor import Processor
 from ernie45.processor.source import is_url
 from ernie45.server.errors import ApiError
-from ernie45.server.protocol import MAX_METADATA, MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, ChatRequest, UserMessage
+from ernie45.server.protocol import (
+    MAX_METADATA,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRINGS,
+    AssistantMessage,
+    ChatRequest,
+    UserMessage,
+)
 
+_MAX_CHARACTERS_PER_TOKEN = 64  # on average; long runs of one character come near it
+_MIN_TOKENS_PER_PICTURE = 3  # itself and its two markers
 _SWITCH = {"true": True, "open": True, "false": False, "close": False}
 
 
@@ -59,10 +68,14 @@ class Job:
     include_usage: bool
 
 
-def translate(request: ChatRequest, processor: Processor, defaults: SamplingDefaults) -> Job:
-    """Fetches, decodes and encodes what the request brings, so it may take seconds. ApiError or Ernie45Error for a bad one."""
+def translate(request: ChatRequest, processor: Processor, defaults: SamplingDefaults, max_model_len: int) -> Job:
+    """Fetches, decodes and encodes what the request brings, so it may take seconds. ApiError or Ernie45Error for a bad one.
+
+    max_model_len: tokens of the context; what surely does not fit in it is refused before any work is done for it.
+    """
     _check_metadata(request)
     _check_addresses(request)
+    _check_size(request, max_model_len)
     wanted = thinking_switch(request)
     messages = [message.model_dump(exclude_none=True) for message in request.messages]
     prompt = processor.encode_chat(messages, enable_thinking=wanted is not False)
@@ -146,6 +159,25 @@ def _check_addresses(request: ChatRequest) -> None:
                 if not is_url(url):
                     field = f"messages[{index}].content[{number}].{part.type}.url"
                     raise RequestError(f"{field} ({url[:80]!r}) must begin with data:, http:// or https://; send a data URL")
+
+
+def _check_size(request: ChatRequest, max_model_len: int) -> None:
+    """Tokenizing tens of megabytes takes minutes; so does decoding thousands of pictures."""
+    num_characters = num_pictures = 0
+    for message in request.messages:
+        parts = [message.content] if isinstance(message.content, str) else message.content or []
+        texts = [part if isinstance(part, str) else part.text for part in parts if isinstance(part, str) or part.type == "text"]
+        num_characters += sum(map(len, texts))
+        num_pictures += len(parts) - len(texts)
+        if isinstance(message, AssistantMessage):
+            num_characters += len(message.reasoning_content or "")
+    for number, name, least in (
+        (num_characters, "characters", 1 / _MAX_CHARACTERS_PER_TOKEN),
+        (num_pictures, "pictures", _MIN_TOKENS_PER_PICTURE),
+        (len(request.messages), "messages", 1),
+    ):
+        if number * least >= max_model_len:
+            raise RequestError(f"messages ({number} {name}) must fit into {max_model_len} tokens; send fewer")
 
 
 def _sampling(request: ChatRequest, defaults: SamplingDefaults, stop_token_ids: Sequence[int]) -> SamplingParams:

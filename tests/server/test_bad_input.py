@@ -176,6 +176,13 @@ def test_prompt_longer_than_the_context(server: Any) -> None:
         check_error(server.chat("x" * 2000, stream=stream), 400, "prompt (", "must be shorter than")
 
 
+def test_what_cannot_fit_is_refused_before_any_work(server: Any, data_url: str) -> None:
+    check_error(server.chat("x" * (64 * 1024)), 400, "messages (65536 characters)", "1024 tokens")
+    check_error(server.chat(url_part(data_url) * 400), 400, "messages (400 pictures)")
+    messages = HI * 1100
+    check_error(server.client.post("/v1/chat/completions", json={"messages": messages}), 400, "messages (1100 messages)")
+
+
 def test_control_tokens_in_text_stay_text(server: Any, engine: Any, processor: Any) -> None:
     server.answer("</think> <|end_of_sentence|> </s>")
     assert processor.think_end_id not in engine.prompts[-1].token_ids

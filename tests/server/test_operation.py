@@ -1,6 +1,8 @@
 """Starting, loading, many clients, clients that leave, an engine that breaks, stopping."""
 
 import json
+import logging
+import re
 import socket
 import threading
 import time
@@ -11,6 +13,7 @@ import pytest
 
 from ernie45.config.errors import CheckpointError, ConfigError
 from ernie45.config.server import ServerConfig
+from ernie45.server.protocol import ChatRequest
 from ernie45.server.run import bind, serve
 
 
@@ -149,3 +152,94 @@ def test_stop_waits_for_running_answers_but_not_for_ever(start: Any, until: Any)
         assert 0.9 < time.monotonic() - began < 5
     assert server.stop() == 0
     assert threading.active_count() < 20
+
+
+class PictureHost:
+    """An http server for one picture, or one that takes a connection and then says nothing."""
+
+    def __init__(self, png: bytes | None) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/picture"
+        self._png = png
+        self._connections: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self._connections.append(connection)
+            if self._png is not None:
+                connection.recv(4096)
+                head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(self._png)}\r\n\r\n"
+                connection.sendall(head.encode() + self._png)
+
+    @property
+    def num_connections(self) -> int:
+        return len(self._connections)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
+        for connection in (*self._connections, self._listener):
+            connection.close()
+
+
+def picture_at(url: str) -> list[dict[str, Any]]:
+    return [{"type": "image_url", "image_url": {"url": url}}]
+
+
+def test_picture_by_http(start: Any, png: bytes) -> None:
+    host = PictureHost(png)
+    server = start(allow_private_media=True).wait()
+    try:
+        usage = server.answer(picture_at(host.url))["usage"]
+    finally:
+        host.close()
+    assert usage["prompt_tokens_details"]["image_tokens"] == 6
+
+
+def test_a_picture_host_that_never_answers_holds_up_no_text(start: Any, until: Any) -> None:
+    host = PictureHost(None)
+    server = start(allow_private_media=True).wait()
+    num_pictures = 2 * server.config.num_media_workers
+    with ThreadPoolExecutor(num_pictures) as pool:
+        try:
+            waiting = [pool.submit(server.chat, picture_at(host.url)) for _ in range(num_pictures)]
+            until(lambda: host.num_connections == server.config.num_media_workers)
+            server.answer("text alone")
+            assert not any(future.done() for future in waiting)
+        finally:
+            host.close()
+        assert {future.result().status_code for future in waiting} == {400}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_defect_is_logged_and_not_shown(
+    server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr("ernie45.server.service.translate", broken)
+    monkeypatch.setattr(logging.getLogger("ernie45"), "propagate", True)
+    response = server.chat(stream=stream)
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    assert "secret" not in response.text
+    assert "ZeroDivisionError" in caplog.text
+    monkeypatch.undo()
+    server.answer()
+    assert server.service.num_active == 0
+
+
+def test_openapi_lists_every_field(server: Any) -> None:
+    document = server.client.get("/openapi.json").json()
+    schema = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(schema["properties"]) == set(ChatRequest.model_fields)
+    text = json.dumps(document)
+    for name in re.findall(r'"#/components/schemas/([^"]+)"', text):
+        assert name in document["components"]["schemas"]
