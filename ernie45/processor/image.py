@@ -23,12 +23,15 @@ class Patches(NamedTuple):
     grid: tuple[int, int, int]
 
 
-def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+def smart_resize(
+    height: int, width: int, factor: int, min_pixels: int, max_pixels: int, field: str = "picture"
+) -> tuple[int, int]:
     """The size (height, width) a picture is resized to: multiples of `factor`, min_pixels <= area <= max_pixels.
 
     Baidu's rule. Sides are rounded half to even, at least one factor. A side over 200 times the other is cut to 200 times
     the other's rounded length (the picture is squeezed, not cropped). MediaError if the limits leave no such size.
     """
+    given = f"{width}x{height}"
     if max(height, width) > MAX_ASPECT * min(height, width):
         height, width = _clamp_aspect(height, width, factor)
     new_height = max(factor, round(height / factor) * factor)
@@ -43,8 +46,8 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
         new_width = math.ceil(width * scale / factor) * factor
     if not min_pixels <= new_height * new_width <= max_pixels:
         raise MediaError(
-            f"picture size ({width}x{height}) has no size in steps of {factor} with {min_pixels} to {max_pixels} pixels; "
-            "crop it to a less extreme shape"
+            f"{field} has the size {given}, which cannot be brought to sides in steps of {factor} with {min_pixels} to "
+            f"{max_pixels} pixels in all; crop it to a less extreme shape"
         )
     return new_height, new_width
 
@@ -87,16 +90,16 @@ def patchify(pixels_HWC: np.ndarray, patch_size: int, merge_size: int) -> np.nda
     return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, channels * patch_size**2)
 
 
-def resize(image: Image.Image, config: ProcessorConfig, kind: str = "image") -> Image.Image:
+def resize(image: Image.Image, config: ProcessorConfig, kind: str = "image", field: str = "picture") -> Image.Image:
     """Bicubic resize to `smart_resize` under the pixel limits of kind "image" or "video"."""
     low, high = (getattr(config, f"{kind}_{end}_pixels") for end in ("min", "max"))
-    height, width = smart_resize(image.height, image.width, config.factor, low, high)
+    height, width = smart_resize(image.height, image.width, config.factor, low, high, field)
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def image_patches(image: Image.Image, config: ProcessorConfig) -> Patches:
+def image_patches(image: Image.Image, config: ProcessorConfig, field: str = "image") -> Patches:
     """Patches of one image; its grid has one frame."""
-    resized = resize(to_rgb(image), config)
+    resized = resize(to_rgb(image), config, "image", field)
     patches_PC = patchify(np.asarray(resized), config.patch_size, config.merge_size)
     return Patches(patches_PC, (1, resized.height // config.patch_size, resized.width // config.patch_size))
 

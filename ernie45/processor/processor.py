@@ -201,7 +201,7 @@ class Processor:
     def _load(self, media: MediaSource) -> Patches:
         if media.kind == "video":
             return video_patches(media.source, self.config, self.limits, media.field)
-        return image_patches(load_image(media.source, self.limits, media.field), self.config)
+        return image_patches(load_image(media.source, self.limits, media.field), self.config, media.field)
 
     def _markers(self, kind: str) -> tuple[int, int]:
         tokens = self.tokens

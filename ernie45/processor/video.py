@@ -114,7 +114,7 @@ def video_patches(source: Any, config: ProcessorConfig, limits: MediaLimits, fie
             raise MediaError(f"{field} changes its size from {first_size} to {image.size}; all frames must have one size")
         if config.render_timestamp:
             image = draw_timestamp(image, timestamp)
-        resized = resize(image, config, "video")
+        resized = resize(image, config, "video", field)
         height, width = (resized.height // config.patch_size, resized.width // config.patch_size)
         rows.append(patchify(np.asarray(resized), config.patch_size, config.merge_size))
     if len(rows) % 2:

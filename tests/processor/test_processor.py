@@ -110,6 +110,14 @@ def test_video_files_in_a_conversation(processor, tmp_path):
     assert encoded.media[0].grid == (16, 4, 4)
 
 
+def test_an_extremely_thin_picture_is_squeezed_where_it_fits_and_refused_where_not(processor, shared_processor):
+    """1x10000 becomes 28x5600 under the limits of the released model; a tiny model's 24 tokens cannot hold it."""
+    thin = ask("x", Image.new("RGB", (1, 10000)))
+    assert shared_processor.encode_chat(thin).media[0].grid == (1, 400, 2)
+    with pytest.raises(MediaError, match=r"^messages\[0\]\.content\[1\]\.image has the size 1x10000, which cannot"):
+        processor.encode_chat(thin)
+
+
 def test_media_errors_name_the_part(processor, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff\xe0 nothing")

@@ -4,6 +4,7 @@ import io
 import struct
 import weakref
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -27,8 +28,10 @@ def level(index: int) -> int:
     return 20 + 4 * (index % 55)
 
 
-def video_file(num_frames: int, *, rate: int = 10, form: str = "mp4", codec: str = "libx264", size=(64, 48)) -> bytes:
-    """Frames of one grey each, which tells their number."""
+def video_file(
+    num_frames: int, *, rate: int = 10, form: str = "mp4", codec: str = "libx264", size=(64, 48), shade: Any = 0.0
+) -> bytes:
+    """Frames of one grey each, which tells their number; shade [H, W] brightens them unevenly."""
     file = io.BytesIO()
     with av.open(file, "w", format=form) as container:
         stream = container.add_stream(codec, rate=rate)
@@ -36,7 +39,8 @@ def video_file(num_frames: int, *, rate: int = 10, form: str = "mp4", codec: str
         stream.pix_fmt = {"gif": "rgb8", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
         stream.thread_count = 1
         for index in range(num_frames):
-            pixels = np.full((size[1], size[0], 3), level(index), dtype=np.uint8)
+            grey = np.full((size[1], size[0]), level(index)) + 100 * shade
+            pixels = np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return file.getvalue()
@@ -215,8 +219,9 @@ def test_a_frame_too_small_for_letters_stays_bare():
     assert draw_timestamp(frame, 1.0).getextrema() == frame.getextrema()
 
 
-def test_a_phones_rotation_is_applied(clip):
+def test_a_phones_rotation_is_applied():
     """A display matrix that says: show it turned by a quarter, as phones write it for upright films."""
+    clip = video_file(2, shade=np.linspace(0, 1, 48)[:, None] * np.linspace(0, 1, 64)[None, :])
     for angle, matrix, turns in ((90, (0, 1, -1, 0), -1), (270, (0, -1, 1, 0), 1)):
         data = bytearray(clip)
         start = data.index(b"tkhd") + 4 + 40
