@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ernie45.checkpoint import save_model
-from ernie45.config.errors import ConfigError
+from ernie45.config.errors import ConfigError, Ernie45Error
 from ernie45.config.train import LoopConfig, ScheduleConfig, TinyTrainConfig, to_dict, with_overrides
 from ernie45.data.tiny.batches import DigitBatches, LanguageBatches, LanguageData
 from ernie45.data.tiny.digits import training_digits
@@ -215,12 +215,17 @@ def write_model(trainer: Trainer, config: TinyTrainConfig, out: Path) -> None:
 
 
 def finish(out: Path, config: TinyTrainConfig) -> None:
-    """Held-out scores and plots of a trained folder."""
+    """Held-out scores, plots and sample pictures of a trained folder."""
+    from ernie45.evals.samples import write_samples
     from ernie45.evals.tiny import evaluate
     from ernie45.recipes.plots import plot_run
 
     report = evaluate(out, num_prompts=config.held_out_prompts, seed=config.seed)
     write_atomically(out / RUN_FOLDER / "scores.json", (json.dumps(report.to_dict(), indent=2) + "\n").encode())
     report.print()
-    plot_run(out, out / RUN_FOLDER)
+    try:
+        write_samples(out, out / RUN_FOLDER / "samples", seed=config.seed)
+        plot_run(out, out / RUN_FOLDER)
+    except Ernie45Error as error:  # a model trained too little, or no matplotlib: the run itself is whole
+        print(f"note: {error}")
     print(f"model, scores and plots are in {out}; talk to it: ernie45 chat --model {out}")

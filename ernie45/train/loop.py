@@ -47,7 +47,7 @@ class Trainer:
         model = modules["model"]
         assert isinstance(model, ErnieModel), type(model)
         self.modules, self.model, self.stages, self.config, self.workers = modules, model, stages, config, workers
-        self.optimizer = Optimizer(dict(modules.named_parameters()), optim)
+        self.optimizer = Optimizer(dict(modules.named_parameters()), optim, workers)
         self.average: Tensor | None = None
         self.step = 0  # over all stages
         self._pools = list(pools_of(model))
@@ -131,7 +131,7 @@ class Trainer:
         stop_total = self._add_up(totals, stop)
         batches = self.optimizer.select(stage.trains)
         factor = stage.schedule.factor(step)
-        norm = self.optimizer.clip([span for spans, _ in batches for span in spans])
+        norm = self.optimizer.clip([span for batch in batches for span in batch.spans])
         self.optimizer.step(batches, factor)
         if stage.routers is not None:
             lr = self.optimizer.config.lr * factor

@@ -1,11 +1,11 @@
 """The optimiser: Muon on matrices, stacked experts included, and AdamW on embeddings, gates, norms and biases.
 
-Knows nothing about losses, schedules or processes: it is given averaged gradients and the share of the peak rate.
+Knows nothing about losses or schedules: it is given averaged gradients and the share of the peak rate. Processes share the
+orthogonalisation, which is most of an update's cost: each does some of the matrices and all get the results.
 """
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ernie45.config.train import OptimConfig
 from ernie45.train.flat import FlatParameters, Span, runs_of_equal_shape
+from ernie45.train.workers import Workers
 
 # Odd polynomial a x + b x^3 + c x^5 that drives singular values towards 1 (K. Jordan, Muon, 2024).
 _NEWTON = (3.4445, -4.7750, 2.0315)
@@ -52,21 +53,29 @@ def kind_of(name: str, parameter: Tensor, config: OptimConfig) -> ParameterKind:
     return ParameterKind(muon, ratio, parameter.ndim >= 2)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Neighbouring parameters of one kind; of one matrix shape too, for Muon."""
+class Batch(NamedTuple):
+    """Parameters that one update handles together: neighbours of one shape for Muon, else a single one."""
 
-    start: int
-    end: int
-    shape: tuple[int, ...]
+    spans: list[Span]
     kind: ParameterKind
+
+    @property
+    def window(self) -> slice:
+        return slice(self.spans[0].start, self.spans[-1].end)
+
+    @property
+    def cost(self) -> int:
+        """Multiplications of one Newton-Schulz iteration, about."""
+        rows, columns = self.spans[0].shape[-2:]
+        return (self.window.stop - self.window.start) * min(rows, columns)
 
 
 class Optimizer:
     """Steps over flat parameters. `trains` may leave some out of a step; their state then rests too."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig, workers: Workers | None = None) -> None:
         self.config = config
+        self._workers = workers or Workers()
         kinds = {name: kind_of(name, parameter, config) for name, parameter in parameters.items()}
         self.flat = FlatParameters(parameters, lambda name, parameter: _order(name, parameter, kinds[name]))
         self._kinds = kinds
@@ -74,17 +83,16 @@ class Optimizer:
         self._second = torch.zeros_like(self.flat.values)
         self._adam_steps = {span.name: 0 for span in self.flat.spans}
 
-    def select(self, trains: Callable[[str], bool]) -> list[tuple[list[Span], ParameterKind]]:
+    def select(self, trains: Callable[[str], bool]) -> list[Batch]:
         """The batches of parameters that a step with this choice handles."""
-        spans = [span for span in self.flat.spans if trains(span.name)]
-        batches: list[tuple[list[Span], ParameterKind]] = []
-        for run in runs_of_equal_shape(spans):
-            for span in run:
+        batches: list[Batch] = []
+        for run in runs_of_equal_shape([span for span in self.flat.spans if trains(span.name)]):
+            for place, span in enumerate(run):
                 kind = self._kinds[span.name]
-                if batches and batches[-1][1] == kind and kind.muon and batches[-1][0][-1] in run:
-                    batches[-1][0].append(span)
+                if place and kind.muon and batches[-1].kind == kind:
+                    batches[-1].spans.append(span)
                 else:
-                    batches.append(([span], kind))
+                    batches.append(Batch([span], kind))
         return batches
 
     def clip(self, spans: list[Span]) -> Tensor:
@@ -94,15 +102,19 @@ class Optimizer:
         return norm
 
     @torch.no_grad()
-    def step(self, batches: list[tuple[list[Span], ParameterKind]], lr_factor: float) -> None:
+    def step(self, batches: list[Batch], lr_factor: float) -> None:
         """One update from the flat gradients. batches: from `select`."""
-        for spans, kind in batches:
-            lr = self.config.lr * lr_factor * kind.lr_ratio
-            if kind.muon:
-                self._muon(spans, lr)
+        muon = [batch for batch in batches if batch.kind.muon]
+        updates = self._orthogonal_updates(muon)
+        for batch in batches:
+            lr = self.config.lr * lr_factor * batch.kind.lr_ratio
+            values = self.flat.values[batch.window]
+            if batch.kind.decays:
+                values.mul_(1 - lr * self.config.weight_decay)
+            if batch.kind.muon:
+                values.add_(updates[batch.window], alpha=-lr * self.config.muon_rms * max(batch.spans[0].shape[-2:]) ** 0.5)
             else:
-                for span in spans:
-                    self._adamw(span, lr, kind.decays)
+                self._adam(batch.spans[0], lr)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Moments and step counts by parameter name."""
@@ -117,24 +129,28 @@ class Optimizer:
             self._second[span.start : span.end].copy_(state[f"second.{span.name}"].flatten())
             self._adam_steps[span.name] = int(state[f"steps.{span.name}"])
 
-    def _muon(self, spans: list[Span], lr: float) -> None:
-        """Nesterov momentum, orthogonalised; scaled so that the update's root mean square is `muon_rms`.
+    def _orthogonal_updates(self, batches: list[Batch]) -> Tensor:
+        """Nesterov momentum, orthogonalised, in the layout of the flat tensors; each process does its share.
 
-        Source: J. Liu et al., Muon is Scalable for LLM Training, 2025: sqrt(max(M, N)) * muon_rms makes one rate fit both
-        optimisers.
+        Scaled by sqrt(max(M, N)) * muon_rms, an update's root mean square is `muon_rms`, and one rate fits both optimisers.
+        Source: J. Liu et al., Muon is Scalable for LLM Training, 2025.
         """
-        config = self.config
-        window = slice(spans[0].start, spans[-1].end)
-        rows, columns = spans[0].shape[-2:]
-        grads, momentum = self.flat.grads[window], self._first[window]
-        momentum.lerp_(grads, 1 - config.muon_momentum)
-        ahead = grads.lerp(momentum, config.muon_momentum)
-        update = orthogonalise(ahead.view(-1, rows, columns), config.newton_steps).reshape(-1)
-        values = self.flat.values[window]
-        values.mul_(1 - lr * config.weight_decay)
-        values.add_(update, alpha=-lr * config.muon_rms * max(rows, columns) ** 0.5)
+        config, workers = self.config, self._workers
+        updates = torch.zeros_like(self.flat.values)
+        load = [0] * workers.num_processes
+        for batch in sorted(batches, key=lambda batch: -batch.cost):
+            grads, momentum = self.flat.grads[batch.window], self._first[batch.window]
+            momentum.lerp_(grads, 1 - config.muon_momentum)
+            owner = load.index(min(load))
+            load[owner] += batch.cost
+            if owner == workers.rank:
+                ahead = grads.lerp(momentum, config.muon_momentum).view(-1, *batch.spans[0].shape[-2:])
+                updates[batch.window] = orthogonalise(ahead, config.newton_steps).reshape(-1)
+        workers.add(updates)
+        return updates
 
-    def _adamw(self, span: Span, lr: float, decays: bool) -> None:
+    def _adam(self, span: Span, lr: float) -> None:
+        """Adam without its decay, which `step` has applied."""
         config = self.config
         beta1, beta2 = config.adam_betas
         window = slice(span.start, span.end)
@@ -143,8 +159,6 @@ class Optimizer:
         grads, first, second, values = (x[window] for x in (self.flat.grads, self._first, self._second, self.flat.values))
         first.lerp_(grads, 1 - beta1)
         second.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
-        if decays:
-            values.mul_(1 - lr * config.weight_decay)
         deviation = (second / (1 - beta2**steps)).sqrt_().add_(config.adam_eps)
         values.addcdiv_(first, deviation, value=-lr / (1 - beta1**steps))
 

@@ -3,6 +3,7 @@
 Knows nothing about training.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def tiny_config() -> ModelConfig:
     )
 
 
+@functools.lru_cache(maxsize=1)
 def tiny_processor() -> Processor:
     """A fresh tokenizer trained on the generated text, and picture sizes from 4 to 16 visual tokens. Always the same."""
     config = ProcessorConfig(

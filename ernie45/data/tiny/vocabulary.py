@@ -52,7 +52,7 @@ def tiny_special_tokens() -> SpecialTokens:
     )
 
 
-def train_tokenizer(seed: int = 0, num_samples: int = 6000, vocab_size: int = VOCAB_SIZE) -> Tokenizer:
+def train_tokenizer(seed: int = 0, num_samples: int = 2000, vocab_size: int = VOCAB_SIZE) -> Tokenizer:
     """Train the BPE on the text of `num_samples` samples of every kind. Equal seeds give equal tokenizers."""
     bpe = tokenizers.Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(

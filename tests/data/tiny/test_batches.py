@@ -1,0 +1,99 @@
+"""Batches are pure functions of seed, step and shard, and say the truth about their pictures."""
+
+import itertools
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from ernie45.config.errors import DataError
+from ernie45.data.packing import IGNORED, collate, fill
+from ernie45.data.tiny.batches import (
+    NO_DIGIT,
+    NO_PLACE,
+    DigitBatches,
+    LanguageBatches,
+    LanguageData,
+    token_labels,
+)
+from ernie45.data.tiny.digits import training_digits
+from ernie45.data.tiny.encode import SampleEncoder
+from ernie45.data.tiny.mixture import makers
+from ernie45.data.tiny.strips import Placed, Strip, StripWriter
+from ernie45.processor import Processor
+
+
+def language_batches(processor: Processor, seed: int = 0) -> LanguageBatches:
+    data = LanguageData(
+        name="joint",
+        seed=seed,
+        weights={"read": 1.0, "sum2": 1.0, "arithmetic": 1.0},
+        thinking_share=0.5,
+        whole_text=False,
+        token_budget=600,
+    )
+    return LanguageBatches(data, training_digits("fit"), processor)
+
+
+def test_a_batch_is_a_pure_function_of_its_place(processor: Processor) -> None:
+    batches, again = language_batches(processor), language_batches(processor)
+    batches(3, 1)  # whatever was drawn before does not matter
+    one, other = batches(5, 0), again(5, 0)
+    assert torch.equal(one.packed.token_ids_T, other.packed.token_ids_T)
+    assert one.packed.vision is not None
+    assert other.packed.vision is not None
+    assert torch.equal(one.packed.vision.patches_PC, other.packed.vision.patches_PC)
+    for different in (batches(5, 1), batches(6, 0), language_batches(processor, seed=1)(5, 0)):
+        assert not torch.equal(different.packed.token_ids_T, one.packed.token_ids_T)
+
+
+def test_a_batch_keeps_its_budget_and_labels(processor: Processor) -> None:
+    batch = language_batches(processor)(0, 0)
+    assert 500 < len(batch.packed) <= 600 == batch.token_budget
+    ids = batch.packed.token_ids_T
+    next_ids = torch.cat((ids[1:], ids[:1]))[batch.rows_R]
+    ends = batch.labels_R == processor.tokens.eos
+    assert torch.equal(batch.labels_R[~ends], next_ids[~ends])
+    assert (next_ids[ends] == processor.tokens.end_of_turn).all()
+    assert int(ends.sum()) == len(batch.packed.cu_seqlens) - 1
+
+
+def test_packing_keeps_every_sequence_whole(processor: Processor) -> None:
+    rng_samples = [maker(Random(index)) for index, maker in enumerate(makers(_writer()).values())]
+    items = [SampleEncoder(processor).encode(sample, True) for sample in rng_samples]
+    batch = collate(items, 5000)
+    borders = batch.packed.cu_seqlens
+    pieces = {tuple(batch.packed.token_ids_T[a:b].tolist()) for a, b in itertools.pairwise(borders)}
+    assert pieces == {tuple(item.inputs.token_ids.tolist()) for item in items}
+    assert len(batch.labels_R) == sum((item.labels_S != IGNORED).sum() for item in items)
+
+
+def test_a_budget_too_small_is_an_error(processor: Processor) -> None:
+    item = SampleEncoder(processor).encode(makers(_writer())["sum4"](Random(0)), True)
+    with pytest.raises(DataError, match="token_budget \\(10\\)"):
+        fill(10, lambda index: item)
+
+
+def test_token_labels_name_digit_and_place() -> None:
+    """Two digits, the first over the upper left token, the second between two columns of the lower row."""
+    picture = np.zeros((56, 112, 3), dtype=np.uint8)
+    strip = Strip(picture, (Placed(7, 14.0, 14.0, 26), Placed(3, 84.0, 42.0, 40)))
+    digits, places = token_labels(strip)
+    assert digits.tolist() == [7, NO_DIGIT, NO_DIGIT, NO_DIGIT, NO_DIGIT, NO_DIGIT, 3, 3]
+    assert places.tolist() == [1, NO_PLACE, NO_PLACE, NO_PLACE, NO_PLACE, NO_PLACE, 2, 2]
+
+
+def test_every_digit_of_a_strip_is_labelled() -> None:
+    batch = DigitBatches(0, 30, training_digits("fit"))(0, 0)
+    again = DigitBatches(0, 30, training_digits("fit"))(0, 0)
+    assert torch.equal(batch.digits_R, again.digits_R)
+    sizes = [grid[1] * grid[2] // 4 for grid in batch.vision.grids]
+    for digits, places in zip(batch.digits_R.split(sizes), batch.places_R.split(sizes), strict=True):
+        shown = sorted(set(places[places != NO_PLACE].tolist()))
+        assert shown == list(range(1, len(shown) + 1))
+        assert ((digits == NO_DIGIT) == (places == NO_PLACE)).all()
+
+
+def _writer() -> StripWriter:
+    return StripWriter(training_digits("fit"))

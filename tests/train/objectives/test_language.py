@@ -1,0 +1,65 @@
+"""The language loss: token balance, and who gets a gradient."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ernie45.config.train import RouterConfig
+from ernie45.data.packing import LanguageBatch
+from ernie45.model.multimodal import ErnieModel
+from ernie45.train.objectives.language import language_forward, language_loss, token_balanced_loss
+
+NO_ROUTER_LOSS = RouterConfig(aux_weight=0, z_weight=0)
+
+
+def test_token_balanced_value_is_the_mean_and_gradient_the_constant_one() -> None:
+    ce = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
+    loss = token_balanced_loss(ce, num_tokens=30)
+    assert loss.item() == pytest.approx(3.0)
+    loss.backward()
+    assert ce.grad is not None
+    assert torch.allclose(ce.grad, torch.full((3,), 1 / 30))
+
+
+def test_token_balanced_gradient_is_that_of_the_samples_own_losses() -> None:
+    """L_i = sum(ce) / (labelled + masked tokens of i); weighting samples by their length gives the constant divisor."""
+    generator = torch.Generator().manual_seed(0)
+    lengths, labelled = [10, 40, 25], [3, 4, 20]
+    ce = [torch.rand(count, generator=generator, requires_grad=True) for count in labelled]
+    total = sum(lengths)
+    own = torch.stack([length / total * (one.sum() / length) for one, length in zip(ce, lengths, strict=True)]).sum()
+    expected = torch.autograd.grad(own, ce)
+    got = torch.autograd.grad(token_balanced_loss(torch.cat(ce), total), ce)
+    for left, right in zip(got, expected, strict=True):
+        assert torch.allclose(left, right)
+
+
+def test_loss_equals_cross_entropy_on_labelled_rows(model: ErnieModel, picture_batch: LanguageBatch) -> None:
+    outputs = language_forward(model, picture_batch)
+    loss = language_loss(outputs, picture_batch, NO_ROUTER_LOSS)
+    expected = F.cross_entropy(outputs.logits_RV, picture_batch.labels_R)
+    assert loss.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    value, count = loss.metrics["loss"]
+    assert float(value) / count == pytest.approx(expected.item(), rel=1e-5)
+    with_routers = language_loss(outputs, picture_batch, RouterConfig(aux_weight=1.0, z_weight=1.0))
+    assert with_routers.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_vision_experts_and_tower_learn_from_pictures(model: ErnieModel, picture_batch: LanguageBatch) -> None:
+    """All but the last layer's vision experts: nothing reads a picture's rows after them, in the released model neither."""
+    language_loss(language_forward(model, picture_batch), picture_batch, NO_ROUTER_LOSS).loss.backward()
+    last = f"layers.{model.config.num_layers - 1}.mlp.pools.vision."
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.any()) != name.startswith(last), name
+
+
+def test_without_pictures_the_vision_side_rests_and_nothing_breaks(model: ErnieModel, text_batch: LanguageBatch) -> None:
+    language_loss(language_forward(model, text_batch), text_batch, NO_ROUTER_LOSS).loss.backward()
+    vision = model.get_parameter("layers.1.mlp.pools.vision.gate_up_weight").grad
+    text = model.get_parameter("layers.1.mlp.pools.text.gate_up_weight").grad
+    assert vision is not None
+    assert not vision.any()
+    assert text is not None
+    assert text.abs().sum() > 0
+    assert model.get_parameter("vision_model.patch_embed.weight").grad is None

@@ -1,0 +1,129 @@
+"""The loop: the split of a step does not matter, and a run that was cut goes on bit for bit."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ernie45.config.errors import CheckpointError
+from ernie45.train.loop import Run
+from ernie45.train.storage import load_checkpoint, read_metrics
+from ernie45.train.workers import Workers
+
+PROGRAM = Path(__file__).with_name("small_run.py")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def load_program() -> Any:
+    spec = importlib.util.spec_from_file_location("small_run", PROGRAM)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def small_run() -> Any:
+    return load_program()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small_run: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The final state of one process, never stopped."""
+    trainer = small_run.trainer(Workers())
+    assert trainer.run(Run(folder=tmp_path_factory.mktemp("whole"), fingerprint="small"))
+    return trainer.state_dict()
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Paths of tensors and numbers that are not bit for bit equal."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), (path, one.keys() ^ other.keys())
+        return [line for key in one for line in differences(one[key], other[key], f"{path}/{key}")]
+    equal = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    return [] if equal else [path]
+
+
+def test_stopping_and_going_on_changes_no_bit(small_run: Any, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+    """Stopped in the first stage, in the second, and in the second again, each time by a fresh trainer."""
+    for last_step in (1, 5, 8):
+        trainer = small_run.trainer(Workers())
+        steps: list[int] = []
+        run = Run(
+            folder=tmp_path,
+            fingerprint="small",
+            stop_requested=lambda trainer=trainer, last=last_step: trainer.step == last,
+            on_step=lambda entry, steps=steps: steps.append(entry["step"]),
+        )
+        assert not trainer.run(run)
+        assert steps[-1] == last_step
+    trainer = small_run.trainer(Workers())
+    assert trainer.run(Run(folder=tmp_path, fingerprint="small"))
+    assert differences(trainer.state_dict(), uninterrupted) == []
+
+
+def test_another_configs_checkpoint_is_refused(small_run: Any, tmp_path: Path) -> None:
+    trainer = small_run.trainer(Workers())
+    trainer.run(Run(folder=tmp_path, fingerprint="one", stop_requested=lambda: True))
+    with pytest.raises(CheckpointError, match="other settings.*--fresh"):
+        small_run.trainer(Workers()).run(Run(folder=tmp_path, fingerprint="another"))
+
+
+def test_stages_train_what_they_say(small_run: Any, tmp_path: Path) -> None:
+    trainer = small_run.trainer(Workers())
+    before = trainer.optimizer.flat.state_dict()
+    trainer.run(Run(folder=tmp_path, fingerprint="small", stop_requested=lambda: trainer.step == 2))
+    after = trainer.optimizer.flat.state_dict()
+    for name in before:
+        vision = "vision_model" in name or "resampler" in name or name.startswith("head")
+        assert torch.equal(before[name], after[name]) != vision, name
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_gone_on_are_the_uninterrupted_run(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+    """1 two gloo processes equal one up to rounding; 2 kill -9 leaves no process; 3 going on is bit for bit the whole run."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    first = subprocess.Popen([sys.executable, PROGRAM, whole, "2"], env=ENVIRONMENT, stdout=subprocess.PIPE)
+    victim = subprocess.Popen([sys.executable, PROGRAM, cut, "2", "6"], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    assert victim.stdout is not None
+    for line in victim.stdout:
+        if line.strip() == "7":
+            break
+    children = _children(victim.pid)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    checkpoint = load_checkpoint(cut)
+    assert checkpoint is not None
+    assert 0 < checkpoint["step"] <= 8
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert children
+    subprocess.run([sys.executable, PROGRAM, cut, "2"], env=ENVIRONMENT, stdout=subprocess.PIPE, check=True, timeout=60)
+    assert not [pid for pid in children if _is_running(pid)]
+
+    expected, resumed = (torch.load(folder / "final.pt", weights_only=True) for folder in (whole, cut))
+    assert differences(resumed, expected) == []
+    assert [entry["step"] for entry in read_metrics(cut)] == [entry["step"] for entry in read_metrics(whole)]
+    for name, value in expected["parameters"].items():
+        assert torch.allclose(value, uninterrupted["parameters"][name], atol=2e-4), name
+    for name, value in expected["biases"].items():
+        assert torch.allclose(value, uninterrupted["biases"][name], atol=1e-6), name
+
+
+def _children(pid: int) -> list[int]:
+    import psutil
+
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
+def _is_running(pid: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

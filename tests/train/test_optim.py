@@ -1,0 +1,136 @@
+"""Muon and AdamW over flat parameters."""
+
+import pytest
+import torch
+from torch import nn
+
+from ernie45.config.train import OptimConfig
+from ernie45.train.optim import Optimizer, kind_of, orthogonalise
+
+
+def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {
+        "model.layers.0.self_attn.o_proj.weight": (8, 8),
+        "model.layers.0.mlp.down_proj.weight": (8, 12),
+        "model.layers.1.mlp.pools.text.gate_up_weight": (4, 12, 8),
+        "model.layers.1.mlp.pools.text.router.weight": (4, 8),
+        "model.embed_tokens.weight": (16, 8),
+        "model.norm.weight": (8,),
+        "model.vision_model.blocks.0.attn.qkv.weight": (24, 8),
+        "head.proj.weight": (3, 8),
+    }
+    return {name: nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in shapes.items()}
+
+
+def give_gradients(optimizer: Optimizer, seed: int = 1) -> None:
+    optimizer.flat.grads.copy_(torch.randn(optimizer.flat.grads.shape, generator=torch.Generator().manual_seed(seed)))
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 20), (20, 4)])
+def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int]) -> None:
+    matrices = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0)) * 0.01
+    values = torch.linalg.svdvals(orthogonalise(matrices, steps=5))
+    assert values.min() > 0.4
+    assert values.max() < 1.3
+
+
+def test_orthogonalising_keeps_singular_directions() -> None:
+    """For diagonal input the result is diagonal, as for the exact polar factor."""
+    matrix = torch.diag(torch.tensor([3.0, 2.0, 1.0]))[None]
+    result = orthogonalise(matrix, steps=5)[0]
+    assert (result - torch.diag(result.diag())).abs().max() < 1e-6
+    assert not orthogonalise(torch.zeros(2, 3, 4), steps=5).any()
+
+
+def test_a_stack_of_experts_is_a_batch_of_matrices() -> None:
+    """Newton-Schulz over [E, M, N] equals one expert at a time: experts do not mix."""
+    stacked = torch.randn(4, 12, 8, generator=torch.Generator().manual_seed(0))
+    one_by_one = torch.stack([orthogonalise(matrix[None], steps=5)[0] for matrix in stacked])
+    assert torch.allclose(orthogonalise(stacked, steps=5), one_by_one, atol=1e-6)
+
+
+def test_kinds() -> None:
+    config = OptimConfig(vision_lr_ratio=0.5, router_lr_ratio=0.1)
+    kinds = {name: kind_of(name, parameter, config) for name, parameter in parameters().items()}
+    muon = {name for name, kind in kinds.items() if kind.muon}
+    assert muon == {
+        "model.layers.0.self_attn.o_proj.weight",
+        "model.layers.0.mlp.down_proj.weight",
+        "model.layers.1.mlp.pools.text.gate_up_weight",
+        "model.vision_model.blocks.0.attn.qkv.weight",
+    }
+    assert kinds["model.layers.1.mlp.pools.text.router.weight"].lr_ratio == 0.1
+    assert kinds["model.vision_model.blocks.0.attn.qkv.weight"].lr_ratio == 0.5
+    assert not kinds["model.norm.weight"].decays
+
+
+def test_muon_update_is_the_formula_and_has_the_promised_size() -> None:
+    config = OptimConfig(lr=0.1, weight_decay=0.5)
+    named = parameters()
+    name = "model.layers.1.mlp.pools.text.gate_up_weight"
+    optimizer = Optimizer(named, config)
+    before = named[name].detach().clone()
+    give_gradients(optimizer)
+    grad = named[name].grad
+    assert grad is not None
+    momentum = (1 - config.muon_momentum) * grad
+    ahead = (1 - config.muon_momentum) * grad + config.muon_momentum * momentum
+    update = 0.2 * 12**0.5 * orthogonalise(ahead, 5)
+    optimizer.step(optimizer.select(lambda name: True), lr_factor=0.5)
+    assert torch.allclose(named[name], before * (1 - 0.05 * 0.5) - 0.05 * update, atol=1e-6)
+    assert 0.1 < update.square().mean().sqrt() < 0.25
+
+
+def test_adamw_equals_torchs() -> None:
+    config = OptimConfig(lr=0.01, weight_decay=0.1, adam_eps=1e-8)
+    named = parameters()
+    name = "model.embed_tokens.weight"
+    twin = nn.Parameter(named[name].detach().clone())
+    reference = torch.optim.AdamW([twin], lr=0.01, betas=config.adam_betas, eps=1e-8, weight_decay=0.1)
+    optimizer = Optimizer(named, config)
+    for seed in range(4):
+        give_gradients(optimizer, seed)
+        grad = named[name].grad
+        assert grad is not None
+        twin.grad = grad.clone()
+        optimizer.step(optimizer.select(lambda name: True), lr_factor=1.0)
+        reference.step()
+    assert torch.allclose(named[name], twin, atol=1e-6)
+
+
+def test_parameters_that_rest_keep_value_and_state() -> None:
+    named = parameters()
+    optimizer = Optimizer(named, OptimConfig(lr=0.1))
+    give_gradients(optimizer)
+    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    optimizer.step(optimizer.select(lambda name: "vision" in name), 1.0)
+    changed = {name for name, parameter in named.items() if not torch.equal(parameter, before[name])}
+    assert changed == {"model.vision_model.blocks.0.attn.qkv.weight"}
+    state = optimizer.state_dict()
+    assert all(not state[f"first.{name}"].any() for name in named if name not in changed)
+
+
+def test_clipping_looks_at_the_chosen_parameters() -> None:
+    named = parameters()
+    optimizer = Optimizer(named, OptimConfig(clip_norm=1.0))
+    give_gradients(optimizer)
+    spans = [span for batch in optimizer.select(lambda name: "router" in name) for span in batch.spans]
+    grad = named["model.layers.1.mlp.pools.text.router.weight"].grad
+    assert grad is not None
+    norm = float(grad.norm())
+    assert float(optimizer.clip(spans)) == pytest.approx(norm)
+    assert float(grad.norm()) == pytest.approx(1.0, abs=1e-5)
+    assert float(optimizer.clip(spans)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_state_goes_into_a_fresh_optimizer() -> None:
+    first, second = (Optimizer(parameters(), OptimConfig()) for _ in range(2))
+    give_gradients(first)
+    first.step(first.select(lambda name: True), 1.0)
+    second.flat.values.copy_(first.flat.values)
+    second.load_state_dict(first.state_dict())
+    for optimizer in (first, second):
+        give_gradients(optimizer, seed=9)
+        optimizer.step(optimizer.select(lambda name: True), 1.0)
+    assert torch.equal(first.flat.values, second.flat.values)
