@@ -21,9 +21,12 @@ def packed_attention(q_THK: Tensor, k_TJK: Tensor, v_TJK: Tensor, cu_seqlens: Se
     if not len(q_THK):
         # Empty but still joined to its inputs, so that every rank's backward runs the same operations.
         return q_THK + 0 * (k_TJK.sum() + v_TJK.sum())
+    runs = _runs_of_equal_length(cu_seqlens)
+    sizes = [count * length for count, length in runs]
     outputs = []
-    for start, end, length in _runs_of_equal_length(cu_seqlens):
-        q, k, v = (x[start:end].unflatten(0, (-1, length)).transpose(1, 2) for x in (q_THK, k_TJK, v_TJK))
+    # One split, not a slice for each run: a slice's backward pass fills a gradient as long as the whole batch.
+    for (_, length), *qkv in zip(runs, *(x.split(sizes) for x in (q_THK, k_TJK, v_TJK)), strict=True):
+        q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in qkv)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -101,15 +104,7 @@ def _paged_decode(q_BHK: Tensor, k_NSJK: Tensor, v_NSJK: Tensor, page_table_BN: 
     return F.scaled_dot_product_attention(q_BJGK, k, v, attn_mask=mask).flatten(1, 2)
 
 
-def _runs_of_equal_length(cu_seqlens: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Group neighbouring sequences of one length: (start, end, length) in tokens; empty sequences are left out."""
-    runs: list[tuple[int, int, int]] = []
-    for start, end in itertools.pairwise(cu_seqlens):
-        length = end - start
-        if not length:
-            continue
-        if runs and runs[-1][2] == length and runs[-1][1] == start:
-            runs[-1] = (runs[-1][0], end, length)
-        else:
-            runs.append((start, end, length))
-    return runs
+def _runs_of_equal_length(cu_seqlens: Sequence[int]) -> list[tuple[int, int]]:
+    """Group neighbouring sequences of one length: (count, length); empty sequences are left out."""
+    lengths = [end - start for start, end in itertools.pairwise(cu_seqlens) if end > start]
+    return [(len(list(run)), length) for length, run in itertools.groupby(lengths)]
