@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from ernie45.checkpoint.inventory import inventory
 from ernie45.checkpoint.layouts import find_layout
 from ernie45.checkpoint.layouts.table import expand
 from ernie45.config.errors import CheckpointError, StorageError
+from ernie45.config.model import ModelConfig
 from ernie45.config.model_json import config_to_json
 from tests.checkpoint.conftest import FAMILIES, assert_identical, edit_config, read_tensors, snapshot
 from tests.checkpoint.test_layouts import TEXT
@@ -72,15 +74,15 @@ def test_the_paddle_layout_is_fused_and_transposed(theirs: Callable, tmp_path: P
     assert torch.equal(new[f"ernie.{linear}.3.weight"], old[f"model.{linear}.3.weight"])
 
 
-def random_folder(path: Path, *, transposed_join: bool = False) -> Path:
-    """A text model with a prediction module in -PT names, made from the table alone."""
-    slots = expand(find_layout("pt"), TEXT, inventory(TEXT))
+def random_folder(path: Path, config: ModelConfig = TEXT, *, transposed_join: bool = False) -> Path:
+    """A text model in -PT names, made from the table alone."""
+    slots = expand(find_layout("pt"), config, inventory(config))
     tensors = {slot.tensor: torch.randn(slot.shape) for slot in slots}
     if transposed_join:
         tensors["model.mtp_linear_proj.0.weight"] = tensors["model.mtp_linear_proj.0.weight"].T.contiguous()
     path.mkdir()
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    (path / "config.json").write_text(json.dumps(config_to_json(TEXT, "pt", dtype="float32")))
+    (path / "config.json").write_text(json.dumps(config_to_json(config, "pt", dtype="float32")))
     return path
 
 
@@ -95,6 +97,18 @@ def test_multi_token_prediction_is_converted(tmp_path: Path) -> None:
     assert_identical(read_tensors(tmp_path / "pt"), read_tensors(one))
     convert(other, tmp_path / "other pt", "pt")
     assert_identical(read_tensors(tmp_path / "other pt"), read_tensors(one))
+
+
+def test_every_tensor_begins_at_a_multiple_of_its_item(tmp_path: Path) -> None:
+    """Readers that map a file cannot use fp32 values at odd places; bf16 vectors of odd length lie before the routers."""
+    source = random_folder(tmp_path / "odd", replace(TEXT, hidden_size=21))
+    tensors = {name: t if "gate.weight" in name else t.bfloat16() for name, t in read_tensors(source).items()}
+    save_file(tensors, source / "model.safetensors")
+    convert(source, tmp_path / "new", "pt")
+    assert_identical(read_tensors(tmp_path / "new"), tensors)
+    written = open_folder(tmp_path / "new").tensors.values()
+    assert {tensor.dtype for tensor in written} == {"F32", "BF16"}
+    assert all(tensor.begin % (tensor.num_bytes // math.prod(tensor.shape)) == 0 for tensor in written)
 
 
 def test_other_files_and_foreign_keys_are_carried(saved: Callable, tmp_path: Path) -> None:
