@@ -1,15 +1,23 @@
 """Downloads: limits of size, time and redirects, and addresses that must not be reached."""
 
+import io
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ernie45.config.errors import MediaError
 from ernie45.processor.fetch import FetchLimits, fetch, is_public
+from ernie45.processor.media import MediaLimits, load_image
 
 BODY = b"x" * 5000
 hung_up = threading.Event()
@@ -68,6 +76,15 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
+    def send_picture(self, _):
+        file = io.BytesIO()
+        Image.new("RGB", (30, 20), "red").save(file, "PNG")
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(file.getvalue())))
+        self.end_headers()
+        self.wfile.write(file.getvalue())
+
     def send_missing(self, _):
         self.send_error(404)
 
@@ -79,16 +96,28 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"abc")
 
 
-@pytest.fixture(scope="module")
-def host():
+@contextmanager
+def running(certificate: Path | None = None) -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def host():
+    with running() as server:
+        yield server
 
 
 def limits(**options) -> FetchLimits:
@@ -101,6 +130,34 @@ def get(host, path: str, **options) -> bytes:
 
 def test_a_body_comes_whole(host):
     assert get(host, "body") == BODY
+
+
+def test_a_picture_is_loaded_whatever_type_the_host_declares(host):
+    url = f"http://127.0.0.1:{host.server_port}/picture"
+    assert load_image(url, MediaLimits(allow_private_addresses=True)).size == (30, 20)
+    with pytest.raises(MediaError, match="not an address of the public internet"):
+        load_image(url)
+
+
+def test_an_encrypted_host_must_prove_its_name(tmp_path, monkeypatch):
+    """Refused with a certificate that nobody trusts; read once it is trusted; refused again under another name."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed")
+    file = tmp_path / "host.pem"
+    options = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=pictures.test"]
+    options += ["-addext", "subjectAltName=DNS:pictures.test", "-keyout", str(file), "-out", str(tmp_path / "c")]
+    subprocess.run(["openssl", "req", "-x509", *options], check=True, capture_output=True)
+    file.write_bytes(file.read_bytes() + (tmp_path / "c").read_bytes())
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **kwargs: look_up("127.0.0.1", *args, **kwargs))
+    with running(file) as server:
+        url = f"https://pictures.test:{server.server_port}/body"
+        with pytest.raises(MediaError, match=r"cannot be fetched: .*CERTIFICATE_VERIFY_FAILED"):
+            fetch(url, limits())
+        monkeypatch.setattr("ernie45.processor.fetch._ssl_context", lambda: ssl.create_default_context(cafile=tmp_path / "c"))
+        assert fetch(url, limits()) == BODY
+        with pytest.raises(MediaError, match="CERTIFICATE_VERIFY_FAILED"):
+            fetch(url.replace("pictures.test", "other.test"), limits())
 
 
 def test_redirects_are_followed_up_to_the_limit(host):
