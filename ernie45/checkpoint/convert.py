@@ -30,8 +30,6 @@ from ernie45.config.model_json import LayoutName, config_to_json
 
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".pdparams", ".pt", ".pth", ".gguf")
 _VIDEO_TOKEN = "<|VIDEO_PLACEHOLDER|>"
-# Room for headers, index and the blocks of a file system, beside the bytes that are counted.
-SLACK_BYTES = 4 << 20
 
 
 def convert(
@@ -61,7 +59,7 @@ def convert(
         plan = plan_weights(slots, rows, file_format=target.file_format, max_shard_bytes=max_shard_bytes)
         carried = carried_files(folder.path)
         config_json = _config_json(folder, layout)
-        needed = plan.total_bytes + sum(file.stat().st_size for file in carried) + SLACK_BYTES
+        needed = plan.needed_bytes + sum(file.stat().st_size for file in carried)
         with staged_folder(destination, needed_bytes=needed, replaces=CONFIG_FILE if overwrite else None) as staged:
             write_weights(staged, plan, rows, progress)
             for file in carried:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ernie45.checkpoint.convert import SLACK_BYTES, carried_files, find_video_token
+from ernie45.checkpoint.convert import carried_files, find_video_token
 from ernie45.checkpoint.folder import CONFIG_FILE, read_config_json, resolve_model
 from ernie45.checkpoint.inventory import inventory
 from ernie45.checkpoint.layouts import find_layout
@@ -48,7 +48,7 @@ def save_model(
     carried = [] if origin is None else carried_files(origin)
     video_token = None if origin is None else find_video_token(origin, read_config_json(origin))
     config_json = config_to_json(model.config, layout, dtype=CONFIG_DTYPES[_NAMES[model.dtype]], video_token=video_token)
-    needed = plan.total_bytes + sum(file.stat().st_size for file in carried) + SLACK_BYTES
+    needed = plan.needed_bytes + sum(file.stat().st_size for file in carried)
     with staged_folder(Path(path), needed_bytes=needed, replaces=CONFIG_FILE if overwrite else None) as staged:
         write_weights(staged, plan, source)
         for file in carried:

@@ -19,6 +19,8 @@ from ernie45.checkpoint.staging import StagedFolder
 from ernie45.checkpoint.tensor_file import ITEM_BYTES, make_header
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
+# Room for a tensor's entries in header and index, and for config.json and the last block of each file.
+_BYTES_PER_NAME, _BYTES_PER_FOLDER = 400, 64 << 10
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 CONFIG_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -62,6 +64,11 @@ class WeightsPlan:
     @property
     def total_bytes(self) -> int:
         return sum(tensor.num_bytes for shard in self.shards for tensor in shard)
+
+    @property
+    def needed_bytes(self) -> int:
+        """Disk space for weights, headers, index and config.json, rounded up."""
+        return self.total_bytes + _BYTES_PER_NAME * sum(map(len, self.shards)) + _BYTES_PER_FOLDER
 
     @property
     def file_names(self) -> list[str]:
