@@ -45,7 +45,7 @@ class Answer:
             self.num_tokens += 1
             self.num_reasoning_tokens += self._reasoning.in_thought
             deltas += self._filter(self._reasoning.push(self._decoder.push([token_id])))
-        return deltas
+        return join(deltas)
 
     def count_end(self, num_tokens: int) -> None:
         """Count tokens that ended the request and have no text."""
@@ -58,8 +58,18 @@ class Answer:
             return []
         deltas = self._filter(self._reasoning.push(self._decoder.flush()) + self._reasoning.flush())
         rest = "" if self.stopped else self._stop.flush()
-        return [*deltas, Delta("content", rest)] if rest else deltas
+        return join([*deltas, Delta("content", rest)] if rest else deltas)
 
     def _filter(self, deltas: list[Delta]) -> list[Delta]:
         checked = (Delta(part, self._stop.push(text) if part == "content" else text) for part, text in deltas)
         return [delta for delta in checked if delta.text]
+
+
+def join(deltas: Iterable[Delta]) -> list[Delta]:
+    """One piece for each run of pieces of the same part."""
+    joined: list[Delta] = []
+    for part, text in deltas:
+        if joined and joined[-1].part == part:
+            text = joined.pop().text + text
+        joined.append(Delta(part, text))
+    return joined

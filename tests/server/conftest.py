@@ -41,7 +41,7 @@ MAX_MODEL_LEN = 1024
 
 
 class FakeEngine:
-    """Gives every request the same tokens, one a step, and notes what was asked of it."""
+    """Gives every request the same tokens, one a step or all `at_once`, and notes what was asked of it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -52,6 +52,7 @@ class FakeEngine:
 
     def reset(self) -> None:
         self.step_s = 0.0
+        self.at_once = False
         self.fail_at: int | None = None
         self.prompts: list[ModelInput] = []
         self.params: list[SamplingParams] = []
@@ -91,6 +92,11 @@ class FakeEngine:
         for request_id, (index, params) in list(self._running.items()):
             if index == self.fail_at:
                 raise RuntimeError("the fake engine broke, as told")
+            if self.at_once:
+                del self._running[request_id]
+                ids = tuple(self.reply)
+                reports.append(Tokens(request_id=request_id, token_ids=ids, num_tokens=len(ids) + 1, finish_reason="stop"))
+                continue
             ids = (self.reply[index % len(self.reply)],) if not self.ends or index < len(self.reply) else ()
             finish = "length" if index + 1 == params.max_tokens else None if ids else "stop"
             if finish:

@@ -132,6 +132,7 @@ def test_stop_button_and_escape(page: Page, engine: Any, until: Any) -> None:
 def test_text_of_model_and_user_is_never_markup(page: Page, engine: Any) -> None:
     evil = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
     engine.say(f"{evil}</think>{evil}")
+    engine.at_once = True
     answer = ask(page, evil)
     done(answer)
     expect(answer.locator(".answer")).to_have_text(evil)

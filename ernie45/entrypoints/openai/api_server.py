@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """FastDeploy's names and defaults; each help text says what the flag does here."""
     parser = argparse.ArgumentParser(
         prog="python -m ernie45.entrypoints.openai.api_server",
         description="OpenAI-compatible server for ERNIE 4.5, with FastDeploy's flags.",
