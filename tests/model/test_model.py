@@ -3,10 +3,12 @@
 import dataclasses
 import itertools
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
 
+from ernie45.checkpoint import load_model, save_model
 from ernie45.config.inputs import ModelInput
 from ernie45.config.model import ExpertPoolConfig, ModelConfig
 from ernie45.model.batch import PackedBatch, PoolRows, pack, pool_rows
@@ -110,8 +112,6 @@ def test_text_members_against_transformers(make_sequence: Callable, tmp_path, tw
     """0.3B-like and 21B-like shapes are the same code with other configs."""
     import transformers
 
-    from ernie45.checkpoint import load_model
-
     common = {
         "vocab_size": 128,
         "hidden_size": 64,
@@ -141,7 +141,8 @@ def test_text_members_against_transformers(make_sequence: Callable, tmp_path, tw
     torch.testing.assert_close(ours.logits(ours(pack([sequence])).hidden_TD), expected, rtol=0, atol=1e-5)
 
 
-def test_multi_token_prediction(make_sequence: Callable) -> None:
+@pytest.mark.parametrize("layout", ["pt", "paddle"])
+def test_multi_token_prediction(make_sequence: Callable, tmp_path, layout: Literal["pt", "paddle"]) -> None:
     """The module sees the next token's embedding; its gradients reach every part of it; causality holds."""
     config = ModelConfig(
         hidden_size=32,
@@ -155,7 +156,11 @@ def test_multi_token_prediction(make_sequence: Callable) -> None:
         vocab_size=128,
         num_mtp_layers=1,
     )
-    model = ErnieModel(config)
+    saved = ErnieModel(config)
+    save_model(saved, tmp_path / "saved", layout)
+    model = load_model(tmp_path / "saved")
+    for name, parameter in saved.state_dict().items():
+        assert torch.equal(model.state_dict()[name], parameter), name
     batch = pack([text_sequence(make_sequence)])
     output = model(batch)
     next_ids = torch.roll(batch.token_ids_T, -1)
