@@ -169,7 +169,7 @@ def wait_until(condition: Any, timeout_s: float = 10.0) -> None:
 
 @cache
 def build_processor() -> Processor:
-    """Bytes and control tokens as the vocabulary; images of 1 to 24 tokens."""
+    """Bytes and control tokens as the vocabulary; images of 1 to 24 tokens, frames of 1 to 4."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -181,7 +181,10 @@ def build_processor() -> Processor:
         show_progress=False,
     )
     tokenizer.train_from_iterator([], trainer)
-    config = ProcessorConfig(image_min_pixels=28 * 28, image_max_pixels=24 * 28 * 28)
+    square = 28 * 28
+    config = ProcessorConfig(
+        image_min_pixels=square, image_max_pixels=24 * square, video_min_pixels=square, video_max_pixels=4 * square
+    )
     return Processor(Tokenizer(json.loads(tokenizer.to_str())), tokens=TOKENS, config=config)
 
 

@@ -1,7 +1,11 @@
 """Chat completions with an engine that says what it is told: fields, parts, counts, streams."""
 
+import base64
+import io
 from typing import Any
 
+import av
+import numpy as np
 import openai
 import pytest
 
@@ -164,6 +168,28 @@ def test_pictures_reach_the_engine_in_order(server: Any, engine: Any, data_url: 
     prompt = engine.prompts[-1]
     assert [item.kind for item in prompt.media] == ["image", "image"]
     assert usage["prompt_tokens_details"]["image_tokens"] == sum(item.length for item in prompt.media) == 12
+
+
+def test_a_video_beside_a_picture(server: Any, engine: Any, data_url: str) -> None:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as file:
+        stream = file.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(16):
+            pixels = np.full((48, 64, 3), 10 * index, dtype=np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        file.mux(stream.encode())
+    url = "data:video/mp4;base64," + base64.b64encode(buffer.getvalue()).decode()
+    parts = [
+        {"type": "video_url", "video_url": {"url": url}},
+        {"type": "image_url", "image_url": {"url": data_url}},
+        {"type": "text", "text": "what happens?"},
+    ]
+    details = server.answer(parts)["usage"]["prompt_tokens_details"]
+    video, image = engine.prompts[-1].media
+    assert (video.kind, image.kind) == ("video", "image")
+    assert (details["video_tokens"], details["image_tokens"]) == (video.length, image.length)
+    assert video.length > 0
 
 
 def test_history_with_thought_and_system(server: Any, engine: Any, processor: Any) -> None:
