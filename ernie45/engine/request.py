@@ -90,6 +90,7 @@ class Request:
         "limit",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_prompt_tokens",
         "page_keys",
         "pages",
         "params",
@@ -110,6 +111,7 @@ class Request:
         self.units = media_units(inputs.media)
         self.unit_starts = [unit.start for unit in self.units]
         self.tokens = array("q", np.ascontiguousarray(inputs.token_ids, dtype=np.int64).tobytes())
+        self.num_prompt_tokens = len(self.tokens)
         self.limit = len(self.tokens) + params.max_tokens if params.max_tokens is not None else 2**62
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
@@ -122,10 +124,6 @@ class Request:
     @property
     def num_tokens(self) -> int:
         return len(self.tokens)
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.inputs)
 
     @property
     def output_token_ids(self) -> tuple[int, ...]:

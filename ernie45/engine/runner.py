@@ -6,6 +6,7 @@ Everything the step needs is laid out on the host first (tokens, positions, page
 device never waits for a question; one copy to the host brings back the drawn tokens.
 """
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -52,12 +53,22 @@ class Runner:
         return self._model.logits(hidden_TD)
 
     def _batch(self, chunks: Sequence[Chunk], cu_seqlens: tuple[int, ...]) -> tuple[PackedBatch, Tensor | None]:
-        token_ids = np.concatenate([np.array(request.tokens[start:end]) for request, start, end, _ in chunks])
-        positions = np.concatenate([request.positions(start, end) for request, start, end, _ in chunks])
-        text, vision = pool_rows(self._is_vision(chunks, cu_seqlens), self._device)
+        token_ids = array("q")
+        positions = np.empty((cu_seqlens[-1], 3), dtype=np.int64)
+        is_vision = np.zeros(cu_seqlens[-1], dtype=bool)  # generated tokens are text
+        for (request, start, end, _), row in zip(chunks, cu_seqlens, strict=False):
+            token_ids += request.tokens[start:end]
+            num_prompt = request.num_prompt_tokens
+            if start >= num_prompt and end - start == 1:  # decode: the common case, kept cheap
+                positions[row] = request.inputs.next_position + start - num_prompt
+                continue
+            positions[row : row + end - start] = request.positions(start, end)
+            prompt_part = request.inputs.is_vision[start:end]
+            is_vision[row : row + len(prompt_part)] = prompt_part
+        text, vision = pool_rows(is_vision, self._device)
         feature_rows_R, features_RD = self._features(chunks, cu_seqlens)
         batch = PackedBatch(
-            token_ids_T=self._to_device(token_ids),
+            token_ids_T=self._to_device(np.frombuffer(token_ids, dtype=np.int64)),
             positions_TX=self._to_device(positions),
             cu_seqlens=cu_seqlens,
             text_rows=text,
@@ -66,18 +77,14 @@ class Runner:
         )
         return batch, features_RD
 
-    def _is_vision(self, chunks: Sequence[Chunk], cu_seqlens: tuple[int, ...]) -> np.ndarray:
-        """Host mask [T] of the rows for the vision experts; generated tokens are text."""
-        is_vision = np.zeros(cu_seqlens[-1], dtype=bool)
-        for (request, start, end, _), row in zip(chunks, cu_seqlens, strict=False):
-            if start < request.num_prompt_tokens:
-                prompt_part = request.inputs.is_vision[start:end]
-                is_vision[row : row + len(prompt_part)] = prompt_part
-        return is_vision
-
     def _features(self, chunks: Sequence[Chunk], cu_seqlens: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
         """Rows of the step that are placeholders, and their features, both in order; None and None without pictures."""
-        wanted = [(chunk, row, unit) for chunk, row in zip(chunks, cu_seqlens, strict=False) for unit in _units(chunk)]
+        wanted = [
+            (chunk, row, unit)
+            for chunk, row in zip(chunks, cu_seqlens, strict=False)
+            if chunk.request.units and chunk.start < chunk.request.num_prompt_tokens
+            for unit in _units(chunk)
+        ]
         if not wanted:
             return None, None
         by_key = self.features.get((chunk.request, unit) for chunk, _, unit in wanted)
@@ -92,15 +99,18 @@ class Runner:
     def _cache_step(self, chunks: Sequence[Chunk]) -> CacheStep:
         page_size = self._cache.page_size
         table = np.zeros((len(chunks), max(len(chunk.request.pages) for chunk in chunks)), dtype=np.int64)
-        slots = []
+        slots = array("q")
         for index, (request, start, end, _) in enumerate(chunks):
             pages = np.frombuffer(request.pages, dtype=np.int64)
             table[index, : len(pages)] = pages
-            tokens = np.arange(start, end)
-            slots.append(pages[tokens // page_size] * page_size + tokens % page_size)
+            if end - start == 1:
+                slots.append(request.pages[start // page_size] * page_size + start % page_size)
+            else:
+                tokens = np.arange(start, end)
+                slots.frombytes((pages[tokens // page_size] * page_size + tokens % page_size).tobytes())
         return CacheStep(
             cache=self._cache,
-            slots_T=self._to_device(np.concatenate(slots)),
+            slots_T=self._to_device(np.frombuffer(slots, dtype=np.int64)),
             page_table_BN=self._to_device(table),
             context_lens=tuple(chunk.end for chunk in chunks),
         )
