@@ -98,7 +98,7 @@ class EngineClient:
     def end_streams(self, message: str) -> None:
         """End every running request with an EngineDeadError of this message."""
         for stream in self._streams.values():
-            stream.put_nowait(Dead(message=message))
+            stream.put_nowait(Dead(message=message, cause="stopped"))
 
     async def stop(self, timeout_s: float = 5.0) -> bool:
         """Stop the engine; whether its thread ended in time."""

@@ -42,7 +42,7 @@ class Engine(Protocol):
 
 def run_engine(load: Callable[[], Engine], inbox: "queue.SimpleQueue[Command]", send: Callable[[Report], None]) -> None:
     """Load an engine and serve it until Stop. The last report is always Dead."""
-    message, by_user = "stopped", False
+    death = Dead(message="stopped", cause="stopped")
     try:
         engine = load()
         send(Ready(capacity=engine.capacity))
@@ -51,11 +51,11 @@ def run_engine(load: Callable[[], Engine], inbox: "queue.SimpleQueue[Command]", 
                 for tokens in engine.step():
                     send(tokens)
     except Ernie45Error as error:
-        message, by_user = str(error), True
+        death = Dead(message=str(error), cause="user")
     except Exception as error:  # noqa: BLE001  whatever ends the engine, the other side has to learn of it
         _log.exception("the engine failed")
-        message = f"the engine failed: {type(error).__name__}: {error}"
-    send(Dead(message=message, by_user=by_user))
+        death = Dead(message=f"the engine failed: {type(error).__name__}: {error}", cause="defect")
+    send(death)
 
 
 def _take_commands(engine: Engine, inbox: "queue.SimpleQueue[Command]", send: Callable[[Report], None]) -> bool:

@@ -87,10 +87,10 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True)
 class Dead:
-    """From the engine: it has ended. by_user: the reason is the user's to mend (a bad model folder), not a defect."""
+    """From the engine: it has ended. cause: asked to; by what the user can mend (a bad model folder); by a defect."""
 
     message: str
-    by_user: bool = False
+    cause: Literal["stopped", "user", "defect"]
 
 
 Command = Generate | Abort | Stop

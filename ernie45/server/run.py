@@ -33,6 +33,7 @@ from ernie45.server.translate import SamplingDefaults
 
 # What uvicorn waits for tasks beyond our own draining, before it cancels them.
 _MARGIN_S = 3
+_BACKLOG = 2048
 
 
 def serve(config: ServerConfig) -> int:
@@ -68,6 +69,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(_BACKLOG)  # bound alone, another server could still take the port
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
@@ -110,9 +112,9 @@ class ServerRun(uvicorn.Server):
             sys.stderr.flush()
             os._exit(130)
         death = self.service.engine.death
-        if death is None or death.message == "stopped":
+        if death is None or death.cause == "stopped":
             return 0
-        if death.by_user:
+        if death.cause == "user":
             raise Ernie45Error(death.message)
         self._say(death.message)
         return 1

@@ -35,7 +35,6 @@ def test_states(start: Any, new_engine: Any) -> None:
 
 def test_port_in_use() -> None:
     with bind("127.0.0.1", 0) as first:
-        first.listen()
         port = first.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"port \({port}\) is in use"):
             serve(ServerConfig(model="tiny", port=port))
