@@ -14,13 +14,15 @@ class OptimConfig:
     """Muon on matrices, AdamW on everything else.
 
     lr: peak, for both: Muon's update is scaled to the size of an AdamW update (root mean square `muon_rms`).
-    vision_lr_ratio, router_lr_ratio: of lr, for the vision tower with resampler, and for the fp32 gates.
+    vision_lr_ratio: of lr, for the vision tower with resampler. adam_lr_ratio: of it, for what AdamW trains; router_lr_ratio:
+    of that again, for the fp32 gates.
     clip_norm: largest global gradient norm. newton_steps: iterations of the orthogonalisation.
     """
 
-    lr: float = 5e-3
-    vision_lr_ratio: float = 1.0
-    router_lr_ratio: float = 1.0
+    lr: float = 8e-3
+    vision_lr_ratio: float = 0.5
+    adam_lr_ratio: float = 0.4
+    router_lr_ratio: float = 0.4
     muon_rms: float = 0.2
     muon_momentum: float = 0.95
     newton_steps: int = 5
@@ -42,7 +44,7 @@ class RouterConfig:
     step after the optimiser. aux_weight, z_weight: lambdas of the two losses; 0 leaves them out.
     """
 
-    bias_rate: float = 3e-3
+    bias_rate: float = 1e-2
     orthogonal_weight: float = 1e-2
     aux_weight: float = 1e-4
     z_weight: float = 1e-5
@@ -53,15 +55,19 @@ class RouterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Warm-up, stable, decay: the rate rises linearly, stays, and ends with 1 - sqrt(progress) down to `final_ratio`."""
+    """Warm-up, stable, decay: the rate rises linearly to `peak`, stays, and falls with 1 - sqrt(progress) to `final_ratio` of it.
+
+    peak: of a stage, as a multiple of the optimiser's rate.
+    """
 
     num_steps: int
+    peak: float = 1.0
     warmup_steps: int = 20
     decay_steps: int = 0
     final_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        _positive(self, "num_steps")
+        _positive(self, "num_steps", "peak")
         _not_negative(self, "warmup_steps", "decay_steps", "final_ratio")
         if self.warmup_steps + self.decay_steps > self.num_steps:
             raise ConfigError(
@@ -70,14 +76,14 @@ class ScheduleConfig:
             )
 
     def factor(self, step: int) -> float:
-        """The share of the peak rate at a step (from 0). Source: ERNIE's WSD schedule."""
+        """What the optimiser's rate is multiplied by at a step (from 0). Source: ERNIE's WSD schedule."""
         if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+            return self.peak * (step + 1) / self.warmup_steps
         into_decay = step - (self.num_steps - self.decay_steps)
         if into_decay < 0:
-            return 1.0
+            return self.peak
         falling = 1 - ((into_decay + 1) / self.decay_steps) ** 0.5
-        return self.final_ratio + (1 - self.final_ratio) * falling
+        return self.peak * (self.final_ratio + (1 - self.final_ratio) * falling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +111,7 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TinyTrainConfig:
-    """The tiny recipe: 1 the vision tower alone, 2 all parts jointly, 3 supervised with the rate decaying.
+    """The tiny recipe: 1 the vision tower alone, 2 all parts jointly on whole texts, 3 supervised, with the rate decaying.
 
     *_steps: of each stage. pictures: a shard of stage 1. token_budget: of a shard in stages 2 and 3. joint_thinking,
     supervised_thinking: share of samples that are answered with thoughts. held_out_prompts: a skill, for the scores at the end.
@@ -113,13 +119,13 @@ class TinyTrainConfig:
     """
 
     seed: int = 0
-    vision_steps: int = 900
-    joint_steps: int = 900
-    supervised_steps: int = 700
+    vision_steps: int = 700
+    joint_steps: int = 400
+    supervised_steps: int = 900
     pictures: int = 48
-    token_budget: int = 2400
+    token_budget: int = 1600
     joint_thinking: float = 0.6
-    supervised_thinking: float = 0.6
+    supervised_thinking: float = 0.65
     held_out_prompts: int = 100
     digits: Literal["all", "fit"] = "all"
     average: bool = True

@@ -1,6 +1,6 @@
 """Sample pictures for the demo and the chat page: held-out digits, a scene and a chart that a model answers right.
 
-Knows nothing about training. Pictures are enlarged to look well on a screen; the processor shrinks them to what the model knows.
+Knows nothing about training. Pictures are enlarged to look well on a screen; the processor shrinks them again.
 """
 
 import json

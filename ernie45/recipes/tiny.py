@@ -132,7 +132,7 @@ def stages_of(config: TinyTrainConfig, processor: Processor) -> list[Stage]:
 
     vision = Stage(
         name="vision",
-        schedule=_schedule(config.vision_steps, decay=1 / 3, final_ratio=0.3),
+        schedule=replace(_schedule(config.vision_steps, decay=0.4, final_ratio=0.2), peak=3),
         batch=DigitBatches(config.seed, config.pictures, digits),
         forward=lambda modules, batch: digit_forward(modules["model"], modules["head"], batch),
         objective=digit_loss,
@@ -151,7 +151,7 @@ def stages_of(config: TinyTrainConfig, processor: Processor) -> list[Stage]:
     supervised = replace(
         joint,
         name="supervised",
-        schedule=_schedule(config.supervised_steps, decay=1, final_ratio=0.01),
+        schedule=replace(_schedule(config.supervised_steps, decay=2 / 3, final_ratio=0.01), warmup_steps=0),
         batch=language("supervised", config.supervised_thinking, whole_text=False),
         keeps_average=config.average,
     )

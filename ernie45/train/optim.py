@@ -48,8 +48,9 @@ class ParameterKind(NamedTuple):
 
 def kind_of(name: str, parameter: Tensor, config: OptimConfig) -> ParameterKind:
     """Matrices go to Muon, except embeddings, the head, the gates and a stage's own head. Vectors do not decay."""
-    ratio = config.vision_lr_ratio if _VISION.search(name) else config.router_lr_ratio if _ROUTER.search(name) else 1.0
     muon = parameter.ndim >= 2 and not _NOT_MATRIX.search(name)
+    ratio = (1.0 if muon else config.adam_lr_ratio) * (config.vision_lr_ratio if _VISION.search(name) else 1.0)
+    ratio *= config.router_lr_ratio if _ROUTER.search(name) else 1.0
     return ParameterKind(muon, ratio, parameter.ndim >= 2)
 
 

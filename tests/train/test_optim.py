@@ -51,7 +51,7 @@ def test_a_stack_of_experts_is_a_batch_of_matrices() -> None:
 
 
 def test_kinds() -> None:
-    config = OptimConfig(vision_lr_ratio=0.5, router_lr_ratio=0.1)
+    config = OptimConfig(vision_lr_ratio=0.5, adam_lr_ratio=0.2, router_lr_ratio=0.1)
     kinds = {name: kind_of(name, parameter, config) for name, parameter in parameters().items()}
     muon = {name for name, kind in kinds.items() if kind.muon}
     assert muon == {
@@ -60,8 +60,9 @@ def test_kinds() -> None:
         "model.layers.1.mlp.pools.text.gate_up_weight",
         "model.vision_model.blocks.0.attn.qkv.weight",
     }
-    assert kinds["model.layers.1.mlp.pools.text.router.weight"].lr_ratio == 0.1
+    assert kinds["model.layers.1.mlp.pools.text.router.weight"].lr_ratio == pytest.approx(0.02)
     assert kinds["model.vision_model.blocks.0.attn.qkv.weight"].lr_ratio == 0.5
+    assert kinds["model.norm.weight"].lr_ratio == 0.2
     assert not kinds["model.norm.weight"].decays
 
 
@@ -83,7 +84,7 @@ def test_muon_update_is_the_formula_and_has_the_promised_size() -> None:
 
 
 def test_adamw_equals_torchs() -> None:
-    config = OptimConfig(lr=0.01, weight_decay=0.1, adam_eps=1e-8)
+    config = OptimConfig(lr=0.02, adam_lr_ratio=0.5, weight_decay=0.1, adam_eps=1e-8)
     named = parameters()
     name = "model.embed_tokens.weight"
     twin = nn.Parameter(named[name].detach().clone())

@@ -26,17 +26,17 @@ def tiny_config() -> ModelConfig:
     return ModelConfig(
         hidden_size=96,
         num_layers=4,
-        num_heads=6,
+        num_heads=4,
         num_kv_heads=2,
-        head_dim=16,
+        head_dim=24,
         intermediate_size=256,
         vocab_size=VOCAB_SIZE,
         expert_pools=pools,
         shared_ffn_size=64,
-        rope_theta=10000.0,
-        mrope_section=(3, 3, 2),
+        rope_theta=100.0,  # few pairs and short texts: a larger base would leave most pairs without use
+        mrope_section=(4, 4, 4),
         max_position_embeddings=2048,
-        vision=VisionConfig(depth=3, hidden_size=64, num_heads=4, intermediate_size=128),
+        vision=VisionConfig(depth=3, hidden_size=64, num_heads=2, intermediate_size=128),
         tokens=tiny_special_tokens(),
     )
 
