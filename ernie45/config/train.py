@@ -55,9 +55,9 @@ class RouterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Warm-up, stable, decay: the rate rises linearly to `peak`, stays, and falls with 1 - sqrt(progress) to `final_ratio` of it.
+    """Warm-up, stable, decay: the rate rises linearly to a peak, stays, and falls with 1 - sqrt(progress).
 
-    peak: of a stage, as a multiple of the optimiser's rate.
+    peak: as a multiple of the optimiser's rate. final_ratio: what is left of the peak at the end.
     """
 
     num_steps: int

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ernie45.checkpoint import save_model
-from ernie45.config.errors import ConfigError, Ernie45Error
+from ernie45.config.errors import Ernie45Error
 from ernie45.config.train import LoopConfig, ScheduleConfig, TinyTrainConfig, to_dict, with_overrides
 from ernie45.data.tiny.batches import DigitBatches, LanguageBatches, LanguageData
 from ernie45.data.tiny.digits import training_digits
@@ -69,11 +69,9 @@ def run(
     processes: data-parallel processes of one thread each. fresh: throw an earlier run in `out` away. overrides: `a.b` -> text.
     Returns False if interrupted (Ctrl-C), after a checkpoint.
     """
-    config = with_overrides(TinyTrainConfig(seed=seed), dict(overrides or {}))
-    if config.loop.num_shards % processes:
-        raise ConfigError(f"processes ({processes}) must divide loop.num_shards ({config.loop.num_shards}); use 1 or 2")
-    config = replace(config, loop=replace(config.loop, processes=processes))
-    return train_tiny(config, out, fresh=fresh)
+    config = TinyTrainConfig(seed=seed, loop=LoopConfig(processes=1))
+    config = with_overrides(config, dict(overrides or {}))
+    return train_tiny(replace(config, loop=replace(config.loop, processes=processes)), out, fresh=fresh)
 
 
 def train_tiny(config: TinyTrainConfig, out: Path, fresh: bool = False) -> bool:

@@ -26,7 +26,13 @@ class Parrot:
     def generate(self, inputs: list, params: object) -> list[Completion]:
         answers, self.answers = self.answers[: len(inputs)], self.answers[len(inputs) :]
         return [
-            Completion(token_ids=tuple(ids), finish_reason=self.finish_reason, num_prompt_tokens=len(item))  # type: ignore[arg-type]
+            Completion(
+                token_ids=tuple(ids),
+                finish_reason=self.finish_reason,  # type: ignore[arg-type]
+                stop_token_id=None,
+                num_prompt_tokens=len(item),
+                num_cached_tokens=0,
+            )
             for ids, item in zip(answers, inputs, strict=True)
         ]
 
@@ -66,7 +72,7 @@ def test_questions_show_held_out_digits_only(monkeypatch: pytest.MonkeyPatch) ->
 def test_only_exact_answers_after_the_thoughts_count(tiny_processor: Processor, samples: dict[str, list[Sample]]) -> None:
     right = [sample.turn.answer for sample in samples["read"]]
     thinking = [f"\n1\n</think>\n\n{right[0]}", f"\n{right[1]}", f"\n1\n</think>\n\n{right[2]}0"]
-    parrot = Parrot(tiny_processor, thinking + [right[0], f" {right[1]} ", "7" + right[2]])
+    parrot = Parrot(tiny_processor, [*thinking, right[0], f" {right[1]} ", "7" + right[2]])
     report = tiny.score(parrot, tiny_processor, {"read": samples["read"]}, name="parrot", seed=0)  # type: ignore[arg-type]
     score = report.skills["read"]
     assert score.thinking == pytest.approx(1 / 3)  # the second never ended its thoughts, the third added a digit

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,16 @@ def test_bad_settings_are_one_line(tmp_path: Path) -> None:
 
 
 def test_the_first_interrupt_asks_and_the_second_ends() -> None:
-    import signal
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.sigtimedwait([], 1)
 
     with tiny.stop_on_interrupt() as stop:
         assert not stop.is_set()
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
         assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            signal.pause()
+            interrupt()
 
 
 def test_stages_follow_the_real_order() -> None:
