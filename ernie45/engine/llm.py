@@ -5,6 +5,7 @@ Knows nothing about text, HTTP or threads; whoever owns an LLM calls it from one
 
 from collections import deque
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -29,9 +30,9 @@ class LLM:
     """
 
     def __init__(self, model: ErnieModel, config: EngineConfig | None = None) -> None:
-        """`model` is used as it is, on its device and in its dtype."""
+        """`model` is used as it is, on its device and in its dtype; those of `config` are for `load`."""
         self.model = model
-        self.config = config or EngineConfig(device=str(model.device))
+        self.config = replace(config or EngineConfig(), device=str(model.device))
         pages = num_pages(self.config, model.config, model.dtype)
         cache = PagedKVCache(
             model.config, num_pages=pages, page_size=self.config.page_size, dtype=model.dtype, device=model.device
@@ -86,9 +87,19 @@ class LLM:
         return self._scheduler.update(chunks, self._runner.run(chunks))
 
     def stream(self, inputs: ModelInput, params: SamplingParams | None = None) -> Generator[Event, None, None]:
-        """Events of one request as they come; the last has a finish reason. Closing it aborts the request."""
+        """Events of one request as they come; the last has a finish reason. Closing it aborts the request.
+
+        Nothing happens before the first event is asked for; RequestError comes then.
+        """
         request = self._enter(inputs, params or SamplingParams())
-        return self._receive(request)
+        inbox = self._inboxes[request.request_id]
+        try:
+            while request.finish_reason is None or inbox:
+                while not inbox:
+                    self._pump()
+                yield inbox.popleft()
+        finally:
+            self._leave(request)
 
     def generate(
         self, inputs: Sequence[ModelInput], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -121,19 +132,6 @@ class LLM:
     def _leave(self, request: Request) -> None:
         self.abort(request.request_id)
         self._inboxes.pop(request.request_id, None)
-
-    def _receive(self, request: Request) -> Generator[Event, None, None]:
-        inbox = self._inboxes[request.request_id]
-        try:
-            while True:
-                while not inbox:
-                    self._pump()
-                event = inbox.popleft()
-                yield event
-                if event.finish_reason is not None:
-                    return
-        finally:
-            self._leave(request)
 
     def _pump(self) -> None:
         for event in self.step():

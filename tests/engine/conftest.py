@@ -25,7 +25,7 @@ CONFIG = ModelConfig(
     head_dim=16,
     mrope_section=(3, 3, 2),
     intermediate_size=48,
-    shared_ffn_size=16,
+    shared_ffn_size=24,
     expert_pools=(
         ExpertPoolConfig(modality="text", num_experts=4, ffn_size=24, num_active=2),
         ExpertPoolConfig(modality="vision", num_experts=4, ffn_size=16, num_active=2),

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ernie45.checkpoint import save_model
 from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import ConfigError, RequestError
 from ernie45.config.inputs import ModelInput
@@ -195,6 +197,15 @@ def test_without_a_seed_answers_differ(model: ErnieModel, prompts: dict):
     assert len(set(answers(make_llm(model).generate([prompts["text"]] * 4, hot)))) > 1
 
 
+def test_a_loaded_folder_answers_alike(model: ErnieModel, prompts: dict, recomputed: dict, tmp_path: Path):
+    save_model(model, tmp_path)
+    llm = LLM.load(tmp_path, EngineConfig(num_pages=64))
+    assert answers(llm.generate([prompts["mixed"]], GREEDY)) == [recomputed["mixed"]]
+    small = LLM.load(tmp_path, EngineConfig(num_pages=64, dtype="bfloat16"))
+    assert small.model.dtype == torch.bfloat16
+    assert len(small.generate([prompts["mixed"]], GREEDY)[0].token_ids) == NUM_NEW
+
+
 def test_stop_tokens(model: ErnieModel, prompts: dict, recomputed: dict):
     answer = recomputed["text"]
     stop = answer[4]
@@ -208,9 +219,11 @@ def test_interleaved_streams_and_an_early_end(model: ErnieModel, prompts: dict, 
     first, second = llm.stream(prompts["text"], GREEDY), llm.stream(prompts["image"], GREEDY)
     taken = [next(first).token_ids[0] for _ in range(3)]
     assert tuple(taken) == recomputed["text"][:3]
+    start = next(second).token_ids
+    assert llm.stats().num_running == 2
     first.close()
     assert llm.stats().num_running == 1
-    assert tuple(event.token_ids[0] for event in second) == recomputed["image"]
+    assert start + tuple(event.token_ids[0] for event in second) == recomputed["image"]
     assert not llm.has_work
     assert llm.stats().num_free_pages == llm.stats().num_pages
 
@@ -243,7 +256,7 @@ def test_what_the_model_cannot_take_is_refused_and_leaves_nothing_behind(model: 
     assert not llm.has_work
     wrong = replace(make_input([3]), token_ids=np.array([3, 96, 3]))
     with pytest.raises(RequestError, match=r"token ids \(3 to 96\) must be from 0 to 95"):
-        llm.stream(wrong)
+        next(llm.stream(wrong))
     with pytest.raises(RequestError, match="params"):
         llm.generate([make_input([3])], [GREEDY, GREEDY])
     with pytest.raises(ConfigError, match=r"max_model_len \(513\) must be at most .* \(512\)"):
@@ -254,5 +267,5 @@ def test_a_text_model_refuses_pictures(config: ModelConfig, make_input: MakeInpu
     text_only = replace(config, vision=None, expert_pools=config.expert_pools[:1])
     llm = make_llm(ErnieModel(text_only))
     with pytest.raises(RequestError, match="pictures"):
-        llm.stream(make_input([IMAGE]))
+        next(llm.stream(make_input([IMAGE])))
     assert len(llm.generate([make_input([4])], GREEDY)[0].token_ids) == NUM_NEW
