@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ernie45.config.model import ModelConfig
 from ernie45.model.cache import CacheStep
+from ernie45.ops import decode
 from ernie45.ops.attention import packed_attention, paged_attention
 from ernie45.ops.rope import rotate_interleaved
 
@@ -30,6 +31,8 @@ class SelfAttention(nn.Module):
         cache: CacheStep | None,
     ) -> Tensor:
         """x [T, D] -> [T, D]. With a cache the new keys and values are written to it first, then all of it is read."""
+        if cache is not None and len(x_TD) == len(cache.context_lens) and decode.serves(x_TD):
+            return self._decode(x_TD, rope, layer, cache)
         qkv = self.qkv_proj(x_TD).unflatten(-1, (-1, self.head_dim))
         # Queries and keys turn by the same angles, so they turn together.
         qk, v_TJK = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
@@ -40,3 +43,10 @@ class SelfAttention(nn.Module):
             k_NSJK, v_NSJK = cache.write(layer, k_TJK, v_TJK)
             out_THK = paged_attention(q_THK, k_NSJK, v_NSJK, cache.page_table_BN, cu_seqlens, cache.context_lens)
         return self.o_proj(out_THK.flatten(1))
+
+    def _decode(self, x_TD: Tensor, rope: Tensor, layer: int, cache: CacheStep) -> Tensor:
+        """One new token for each sequence, through the compiled kernels."""
+        pages = (cache.cache.keys_LNSJK[layer], cache.cache.values_LNSJK[layer])
+        qkv_TW = decode.linear(x_TD, self.qkv_proj.weight)
+        out_TW = decode.attention(qkv_TW, rope, self.num_heads, pages, cache.slots_T, cache.page_table_BN, cache.context_lens)
+        return decode.linear(out_TW, self.o_proj.weight)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ernie45.config.model import ExpertPoolConfig, Modality, ModelConfig
 from ernie45.model.batch import PackedBatch, PoolRows
+from ernie45.ops import decode
 from ernie45.ops.moe import count_experts, moe_ffn, route
 
 
@@ -36,6 +37,8 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(ffn_size, hidden_size, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        if decode.serves(x_TD):
+            return decode.ffn(x_TD, self.gate_up_proj.weight, self.down_proj.weight)
         gate_TF, up_TF = self.gate_up_proj(x_TD).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate_TF) * up_TF)
 

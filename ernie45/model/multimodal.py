@@ -20,6 +20,7 @@ from ernie45.model.moe import ExpertPool, Router, RouterOutput
 from ernie45.model.norm import RMSNorm
 from ernie45.model.resampler import Resampler
 from ernie45.model.vision import VisionTower
+from ernie45.ops import decode
 from ernie45.ops.rope import decoder_rope_table
 
 
@@ -136,7 +137,10 @@ class ErnieModel(nn.Module):
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Head: [R, D] -> [R, V] in the model's dtype. Choose the rows first; the vocabulary is wide."""
-        return F.linear(hidden_RD, self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)
+        weight_VD = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        if decode.serves(hidden_RD):
+            return decode.linear(hidden_RD, weight_VD)
+        return F.linear(hidden_RD, weight_VD)
 
     def predict_ahead(self, depth: int, next_ids_T: Tensor, previous_TD: Tensor, batch: PackedBatch) -> ModelOutput:
         """Multi-token prediction module `depth`: hidden states for the token after next.

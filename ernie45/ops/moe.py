@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ernie45.ops import decode
+
 FEW_ROWS = 128
 """Up to this many (row, expert) pairs a CPU without gradients visits only the experts that are used: a grouped matmul
 visits all of them, and at decode most have no row."""
@@ -31,6 +33,8 @@ def route(x_RD: Tensor, weight_ED: Tensor, bias_E: Tensor, num_active: int, norm
 
     p = softmax(x W^T); chosen = top-k of (p + bias); weights = p[chosen] / max(sum p[chosen], norm_min).
     """
+    if decode.serves(x_RD):
+        return Routing(*decode.route(x_RD, weight_ED, bias_E, num_active, norm_min))
     with torch.autocast(x_RD.device.type, enabled=False):
         logits_RE = F.linear(x_RD.float(), weight_ED)
         probabilities_RE = logits_RE.softmax(-1)
@@ -58,6 +62,8 @@ def moe_ffn(
     before the down projection (as in Baidu's training code): the combination is then a plain sum.
     """
     num_rows, num_active = experts_RA.shape
+    if decode.serves(x_RD):
+        return decode.moe_ffn(x_RD, gate_up_EGD, down_EDF, experts_RA, weights_RA)
     if x_RD.device.type == "cpu" and not torch.is_grad_enabled() and experts_RA.numel() <= FEW_ROWS:
         return _moe_ffn_few_rows(x_RD, gate_up_EGD, down_EDF, experts_RA, weights_RA)
     order_S = experts_RA.flatten().argsort(stable=True)

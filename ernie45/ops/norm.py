@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ernie45.ops import decode
+
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x ** 2) + eps) * weight over the last axis; any leading axes.
@@ -15,6 +17,8 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     applied, as in Baidu's code, so bf16 results match it. Returns x's shape and dtype.
     """
     if x_TD.dtype == torch.float32:
+        if x_TD.ndim == 2 and decode.serves(x_TD):
+            return decode.rms_norm(x_TD, weight_D, eps)
         return F.rms_norm(x_TD, (x_TD.shape[-1],), weight_D, eps)
     return rms_norm_reference(x_TD, weight_D, eps)
 

@@ -1,0 +1,149 @@
+"""The compiled twins of the ops for steps of few rows on a CPU, where time is reading weights.
+
+Knows nothing about layers or requests. `serves` says whether a step can go this way; the ops beside it are the slow twins.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import c_float, c_int, c_void_p
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ernie45.ops.native import library
+
+MAX_ROWS = 32
+WIDE = 1024
+"""From this width on several threads read weights faster than one, and torch's own products have them."""
+
+_KINDS = {torch.float32: 0, torch.bfloat16: 1}
+_POINTER, _INT, _FLOAT = c_void_p, c_int, c_float
+_SIGNATURES = {
+    "ernie_linear": "ipipiip",
+    "ernie_ffn": "ipiippip",
+    "ernie_moe": "ipiippippiip",
+    "ernie_route": "piippiifppp",
+    "ernie_norm": "ppiifp",
+    "ernie_attention": "ipiiiipppppiipp",
+}
+
+
+@cache
+def _native() -> ctypes.CDLL | None:
+    native = library("decode")
+    if native is not None:
+        types = {"i": _INT, "p": _POINTER, "f": _FLOAT}
+        for name, signature in _SIGNATURES.items():
+            function = getattr(native, name)
+            function.argtypes = [types[letter] for letter in signature]
+            function.restype = None
+    return native
+
+
+def serves(x_RD: Tensor) -> bool:
+    """Whether a step with these rows goes through the compiled kernels, which have one thread.
+
+    Few rows, on a CPU, no gradients, compiler found; and torch has one thread too, or the model is narrow.
+    """
+    return (
+        0 < x_RD.shape[0] <= MAX_ROWS
+        and (x_RD.shape[-1] < WIDE or torch.get_num_threads() == 1)
+        and x_RD.dtype in _KINDS
+        and x_RD.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and _native() is not None
+    )
+
+
+def _call(name: str, *arguments: object) -> None:
+    assert all(item.is_contiguous() for item in arguments if isinstance(item, Tensor)), name
+    getattr(_native(), name)(*[item.data_ptr() if isinstance(item, Tensor) else item for item in arguments])
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float().contiguous()
+
+
+def linear(x_RD: Tensor, weight_ND: Tensor) -> Tensor:
+    """x W^T: [R, D] -> [R, N] in x's dtype."""
+    num_rows, size = x_RD.shape
+    y_RN = torch.empty(num_rows, len(weight_ND))
+    _call("ernie_linear", _KINDS[weight_ND.dtype], _wide(x_RD), num_rows, weight_ND, size, len(weight_ND), y_RN)
+    return y_RN.to(x_RD.dtype)
+
+
+def rms_norm(x_RD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """As `ops.norm.rms_norm`, for fp32."""
+    x_RD = x_RD.contiguous()
+    y_RD = torch.empty_like(x_RD)
+    _call("ernie_norm", x_RD, weight_D, *x_RD.shape, eps, y_RD)
+    return y_RD
+
+
+def ffn(x_RD: Tensor, gate_up_FD: Tensor, down_DF: Tensor) -> Tensor:
+    """down(silu(gate x) * up x), gate rows first: [R, D] -> [R, D] in x's dtype."""
+    num_rows, size = x_RD.shape
+    y_RD = torch.empty(num_rows, size)
+    _call("ernie_ffn", _KINDS[gate_up_FD.dtype], _wide(x_RD), num_rows, size, gate_up_FD, down_DF, down_DF.shape[1], y_RD)
+    return y_RD.to(x_RD.dtype)
+
+
+def route(x_RD: Tensor, weight_ED: Tensor, bias_E: Tensor, num_active: int, norm_min: float) -> tuple[Tensor, Tensor, Tensor]:
+    """As `ops.moe.route`: logits fp32 [R, E], expert ids int64 [R, A], weights fp32 [R, A]."""
+    num_rows, size = x_RD.shape
+    logits_RE = torch.empty(num_rows, len(weight_ED))
+    experts_RA = torch.empty(num_rows, num_active, dtype=torch.int64)
+    weights_RA = torch.empty(num_rows, num_active)
+    shape = (len(weight_ED), num_active)
+    _call("ernie_route", _wide(x_RD), num_rows, size, weight_ED, bias_E, *shape, norm_min, logits_RE, experts_RA, weights_RA)
+    return logits_RE, experts_RA, weights_RA
+
+
+def moe_ffn(x_RD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, experts_RA: Tensor, weights_RA: Tensor) -> Tensor:
+    """As `ops.moe.moe_ffn`."""
+    num_rows, size = x_RD.shape
+    y_RD = torch.empty(num_rows, size)
+    kind, num_active, width = _KINDS[gate_up_EGD.dtype], experts_RA.shape[1], down_EDF.shape[2]
+    weights = (gate_up_EGD, down_EDF, len(gate_up_EGD), width)
+    _call(
+        "ernie_moe",
+        kind,
+        _wide(x_RD),
+        num_rows,
+        size,
+        experts_RA,
+        weights_RA,
+        num_active,
+        *weights,
+        y_RD,
+    )
+    return y_RD.to(x_RD.dtype)
+
+
+def attention(
+    qkv_RW: Tensor,
+    rotations_RK: Tensor,
+    num_heads: int,
+    pages: tuple[Tensor, Tensor],
+    slots_R: Tensor,
+    page_table_RN: Tensor,
+    lengths: Sequence[int],
+) -> Tensor:
+    """Rope, cache write and attention of one new token for each of R sequences: [R, (H + 2J) K] -> [R, H K].
+
+    rotations complex64 [R, 1, K / 2]; pages: one layer's keys and values, each [N, S, J, K]; lengths: tokens of each
+    sequence in its pages after this step.
+    """
+    keys_NSJK, values_NSJK = pages
+    _, page_size, num_kv_heads, head_dim = keys_NSJK.shape
+    num_rows = len(qkv_RW)
+    qkv = qkv_RW.float().contiguous()
+    qkv = qkv.clone() if qkv.data_ptr() == qkv_RW.data_ptr() else qkv  # it is turned in place
+    out = torch.empty(num_rows, num_heads * head_dim)
+    sizes = (num_rows, num_heads, num_kv_heads, head_dim)
+    _call(
+        "ernie_attention", _KINDS[keys_NSJK.dtype], qkv, *sizes, rotations_RK.contiguous(), keys_NSJK, values_NSJK, slots_R,
+        page_table_RN, page_table_RN.shape[1], page_size, (ctypes.c_int64 * num_rows)(*lengths), out,
+    )  # fmt: skip
+    return out.to(qkv_RW.dtype)

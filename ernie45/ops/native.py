@@ -1,0 +1,55 @@
+"""Compiles `csrc/*.cpp` when first needed and keeps the result; without a compiler there is none, and torch does the work.
+
+Knows nothing about what the kernels compute.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+_SOURCES = Path(__file__).parent / "csrc"
+# Sums may be reordered, which vectors need. Not -ffast-math: linking with it changes how the whole process rounds tiny numbers.
+_FLAGS = "-std=c++17 -O3 -march=native -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math".split()
+
+
+@cache
+def library(name: str) -> ctypes.CDLL | None:
+    """The compiled `csrc/<name>.cpp`, or None where it cannot be compiled or ERNIE45_NATIVE=0 is set."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None or os.environ.get("ERNIE45_NATIVE") == "0":
+        return None
+    source = _SOURCES / f"{name}.cpp"
+    target = _folder() / f"{name}-{_key(source, compiler)}.so"
+    if not target.is_file() and not _compile(compiler, source, target):
+        return None
+    return ctypes.CDLL(str(target))
+
+
+def _compile(compiler: str, source: Path, target: Path) -> bool:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        done = subprocess.run([compiler, *_FLAGS, "-shared", "-fPIC", str(source), "-o", str(made)], capture_output=True)
+        if done.returncode == 0:
+            made.replace(target)  # whole or not at all, also when two processes compile at once
+    return done.returncode == 0
+
+
+def _key(source: Path, compiler: str) -> str:
+    """Changes with source, flags, compiler and processor: -march=native code may not run elsewhere."""
+    info = Path("/proc/cpuinfo")
+    flags = (
+        [line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))][:1] if info.is_file() else []
+    )
+    text = "\n".join([source.read_text(), *_FLAGS, compiler, platform.machine(), platform.processor(), *flags])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ernie45"
