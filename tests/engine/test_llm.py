@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ernie45.checkpoint import save_model
 from ernie45.config.engine import EngineConfig
@@ -247,6 +249,36 @@ def test_submit_step_abort(model: ErnieModel, prompts: dict, recomputed: dict):
         "video": recomputed["video"][:3],
     }
     assert llm.stats().num_free_pages == llm.stats().num_pages
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    arrivals=st.lists(st.tuples(st.sampled_from(list(PROMPTS)), st.integers(0, 4)), min_size=2, max_size=8),
+    options=st.fixed_dictionaries(
+        {
+            "num_pages": st.integers(16, 40),
+            "max_num_seqs": st.integers(1, 5),
+            "max_num_batched_tokens": st.integers(5, 60),
+            "prefix_cache": st.booleans(),
+            "vision_cache_tokens": st.sampled_from([0, 20, 1000]),
+        }
+    ),
+)
+def test_random_traffic(model: ErnieModel, prompts: dict, recomputed: dict, arrivals: list, options: dict):
+    """Whoever comes when, and however little memory there is: the same tokens as by recomputation."""
+    llm = make_llm(model, **options)
+    received: list[list[int]] = [[] for _ in arrivals]
+    due = [(sum(delay for _, delay in arrivals[: index + 1]), index, name) for index, (name, _) in enumerate(arrivals)]
+    clock = 0
+    while due or llm.has_work:
+        while due and due[0][0] <= clock:
+            _, index, name = due.pop(0)
+            llm.submit(Request(request_id=str(index), inputs=prompts[name], params=GREEDY))
+        for event in llm.step():
+            received[int(event.request_id)] += event.token_ids
+        llm.check_integrity()
+        clock += 1
+    assert [tuple(tokens) for tokens in received] == [recomputed[name] for name, _ in arrivals]
 
 
 def test_what_the_model_cannot_take_is_refused_and_leaves_nothing_behind(model: ErnieModel, make_input: MakeInput):
