@@ -96,7 +96,7 @@ class LoopConfig:
 
     num_shards: int = 2
     processes: int = 2
-    ema_decay: float = 0.998
+    ema_decay: float = 0.99
     checkpoint_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -119,9 +119,9 @@ class TinyTrainConfig:
     """
 
     seed: int = 0
-    vision_steps: int = 700
-    joint_steps: int = 400
-    supervised_steps: int = 900
+    vision_steps: int = 900
+    joint_steps: int = 350
+    supervised_steps: int = 1350
     pictures: int = 48
     token_budget: int = 1600
     joint_thinking: float = 0.6

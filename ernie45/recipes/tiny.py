@@ -1,6 +1,6 @@
 """`ernie45 train tiny`: the tiny model from nothing to a scored model folder, in ten minutes on two CPU cores.
 
-Three stages, as in the real training: the vision tower first (each visual token names the digit it shows), then all parts
+Three stages, as in the real training: the vision tower first (each visual token names what it shows), then all parts
 jointly on whole texts, then supervised answers, with and without thoughts, while the learning rate decays.
 """
 
@@ -20,14 +20,14 @@ from torch import nn
 from ernie45.checkpoint import save_model
 from ernie45.config.errors import Ernie45Error
 from ernie45.config.train import LoopConfig, ScheduleConfig, TinyTrainConfig, to_dict, with_overrides
-from ernie45.data.tiny.batches import DigitBatches, LanguageBatches, LanguageData
+from ernie45.data.tiny.batches import LanguageBatches, LanguageData, SightBatches
 from ernie45.data.tiny.digits import training_digits
 from ernie45.data.tiny.model import tiny_config, tiny_processor, write_processor_files
 from ernie45.model.multimodal import ErnieModel
 from ernie45.processor import Processor
 from ernie45.train.loop import Run, Trainer
-from ernie45.train.objectives.digits import DigitHead, digit_forward, digit_loss
 from ernie45.train.objectives.language import language_forward, language_loss
+from ernie45.train.objectives.sight import SightHead, sight_forward, sight_loss
 from ernie45.train.progress import Progress
 from ernie45.train.stage import Stage
 from ernie45.train.storage import write_atomically
@@ -43,16 +43,16 @@ WEIGHTS: dict[str, float] = {
     "sum3": 13,
     "sum4": 10,
     "compare": 7,
-    "talk": 6,
-    "colour": 4,
-    "count": 4,
+    "talk": 5,
+    "colour": 5,
+    "count": 5,
     "place": 6,
-    "chart_value": 4,
-    "chart_highest": 3,
-    "chart_total": 5,
-    "caption": 6,
-    "arithmetic": 7,
-    "sentence": 5,
+    "chart_value": 5,
+    "chart_highest": 4,
+    "chart_total": 6,
+    "caption": 7,
+    "arithmetic": 9,
+    "sentence": 6,
 }
 
 
@@ -106,7 +106,7 @@ def build_trainer(config: TinyTrainConfig, workers: Workers) -> Trainer:
     model = ErnieModel(tiny_config(), device="cpu")
     generator = torch.Generator().manual_seed(config.seed)
     model.init_weights(generator)
-    head = DigitHead(model.config.hidden_size)
+    head = SightHead(model.config.hidden_size)
     nn.init.normal_(head.proj.weight, std=0.05, generator=generator)
     nn.init.zeros_(head.proj.bias)
     modules = nn.ModuleDict({"model": model, "head": head})
@@ -131,9 +131,9 @@ def stages_of(config: TinyTrainConfig, processor: Processor) -> list[Stage]:
     vision = Stage(
         name="vision",
         schedule=replace(_schedule(config.vision_steps, decay=0.4, final_ratio=0.2), peak=3),
-        batch=DigitBatches(config.seed, config.pictures, digits),
-        forward=lambda modules, batch: digit_forward(modules["model"], modules["head"], batch),
-        objective=digit_loss,
+        batch=SightBatches(config.seed, config.pictures, digits),
+        forward=lambda modules, batch: sight_forward(modules["model"], modules["head"], batch),
+        objective=sight_loss,
         trains=lambda name: name.startswith(("model.vision_model.", "model.resampler_model.", "head.")),
     )
     joint = Stage(

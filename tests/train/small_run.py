@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from ernie45.config.train import LoopConfig, OptimConfig, RouterConfig, ScheduleConfig
-from ernie45.data.tiny.batches import DigitBatches
+from ernie45.data.tiny.batches import SightBatches
 from ernie45.data.tiny.digits import training_digits
 from ernie45.data.tiny.model import tiny_processor
 from ernie45.model.multimodal import ErnieModel
 from ernie45.train.loop import Run, Trainer
-from ernie45.train.objectives.digits import DigitHead, digit_forward, digit_loss
 from ernie45.train.objectives.language import language_forward, language_loss
+from ernie45.train.objectives.sight import SightHead, sight_forward, sight_loss
 from ernie45.train.stage import Stage
 from ernie45.train.workers import Workers, started
 
@@ -33,15 +33,15 @@ def trainer(workers: Workers, processes: int = 1, checkpoint_seconds: float = 1e
     model = ErnieModel(small_config())
     generator = torch.Generator().manual_seed(0)
     model.init_weights(generator)
-    head = DigitHead(model.config.hidden_size)
+    head = SightHead(model.config.hidden_size)
     nn.init.normal_(head.proj.weight, std=0.05, generator=generator)
     nn.init.zeros_(head.proj.bias)
     vision = Stage(
         name="vision",
         schedule=ScheduleConfig(num_steps=3, warmup_steps=1),
-        batch=DigitBatches(0, 4, training_digits("fit")),
-        forward=lambda modules, batch: digit_forward(modules["model"], modules["head"], batch),
-        objective=digit_loss,
+        batch=SightBatches(0, 4, training_digits("fit")),
+        forward=lambda modules, batch: sight_forward(modules["model"], modules["head"], batch),
+        objective=sight_loss,
         trains=lambda name: "vision_model" in name or "resampler" in name or name.startswith("head"),
     )
     language = Stage(

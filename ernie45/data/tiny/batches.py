@@ -12,19 +12,24 @@ import torch
 from torch import Tensor
 
 from ernie45.data.packing import Labelled, LanguageBatch, collate, fill
-from ernie45.data.tiny.canvas import CELL
+from ernie45.data.tiny.canvas import CELL, Mark
+from ernie45.data.tiny.charts import Chart, chart
 from ernie45.data.tiny.digits import DigitSet
 from ernie45.data.tiny.encode import SampleEncoder
 from ernie45.data.tiny.mixture import Mixture
+from ernie45.data.tiny.scenes import THING_NAMES, Scene, scene
 from ernie45.data.tiny.strips import Strip, StripWriter
 from ernie45.model.batch import VisionBatch
 from ernie45.processor import Processor
 from ernie45.processor.image import patchify
 
-NUM_DIGIT_CLASSES, NUM_PLACES = 11, 5
-NO_DIGIT, NO_PLACE = 10, 0
+SHOWN = (*"0123456789", "nothing", *THING_NAMES)
+"""What a visual token can show: a written digit or a bar's value, nothing, or a coloured shape."""
+NOTHING = SHOWN.index("nothing")
+NUM_PLACES, NO_PLACE = 6, 0
 _PATCH, _MERGE = 14, 2
-_BODY = 0.6  # of a digit's sides, from its centre
+
+Picture = Strip | Scene | Chart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,54 +68,63 @@ class LanguageBatches:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DigitBatch:
-    """Pictures of digits, and for each visual token the digit it shows (0 to 9, 10: none) and its place (1 to 4, 0: none)."""
+class SightBatch:
+    """Pictures, and for each visual token what it shows (an index into `SHOWN`) and that thing's place in the picture, from 1."""
 
     vision: VisionBatch
-    digits_R: Tensor
+    shown_R: Tensor
     places_R: Tensor
 
 
-class DigitBatches:
-    """Strips of 1 to 4 of the given digits for the vision tower's own stage."""
+class SightBatches:
+    """Strips of 1 to 4 of the given digits, scenes and bar charts for the vision tower's own stage."""
 
     def __init__(self, seed: int, num_pictures: int, digits: DigitSet) -> None:
         self._seed = seed
         self._num_pictures = num_pictures
         self._writer = StripWriter(digits)
 
-    def __call__(self, step: int, shard: int) -> DigitBatch:
-        rng = Random(f"{self._seed}/digits/{step}/{shard}")
-        strips = [self._writer.strip(rng, rng.choice((1, 2, 2, 3, 3, 4, 4))) for _ in range(self._num_pictures)]
-        return digit_batch(strips)
+    def __call__(self, step: int, shard: int) -> SightBatch:
+        rng = Random(f"{self._seed}/sight/{step}/{shard}")
+        return sight_batch([self._picture(rng) for _ in range(self._num_pictures)])
+
+    def _picture(self, rng: Random) -> Picture:
+        kind = rng.random()
+        if kind < 0.15:
+            return scene(rng)
+        if kind < 0.25:
+            return chart(rng)
+        return self._writer.strip(rng, rng.choice((1, 2, 2, 3, 3, 4, 4)))
 
 
-def digit_batch(strips: list[Strip]) -> DigitBatch:
-    """Patches and token labels of strips, pictures of one shape side by side."""
-    strips = sorted(strips, key=lambda strip: strip.picture_HWC.shape)
-    labels = [token_labels(strip) for strip in strips]
+def sight_batch(pictures: list[Picture]) -> SightBatch:
+    """Patches and token labels, pictures of one shape side by side."""
+    pictures = sorted(pictures, key=lambda picture: picture.picture_HWC.shape)
+    shapes = [picture.picture_HWC.shape for picture in pictures]
+    labels = [token_labels(shape[:2], picture.marks) for shape, picture in zip(shapes, pictures, strict=True)]
+    patches = [patchify(picture.picture_HWC, _PATCH, _MERGE) for picture in pictures]
     vision = VisionBatch(
-        patches_PC=torch.from_numpy(np.concatenate([patchify(strip.picture_HWC, _PATCH, _MERGE) for strip in strips])),
-        grids=tuple((1, strip.picture_HWC.shape[0] // _PATCH, strip.picture_HWC.shape[1] // _PATCH) for strip in strips),
+        patches_PC=torch.from_numpy(np.concatenate(patches)),
+        grids=tuple((1, height // _PATCH, width // _PATCH) for height, width, _ in shapes),
     )
-    return DigitBatch(
+    return SightBatch(
         vision=vision,
-        digits_R=torch.from_numpy(np.concatenate([digits for digits, _ in labels])),
+        shown_R=torch.from_numpy(np.concatenate([shown for shown, _ in labels])),
         places_R=torch.from_numpy(np.concatenate([places for _, places in labels])),
     )
 
 
-def token_labels(strip: Strip) -> tuple[np.ndarray, np.ndarray]:
-    """The digit and the place of each visual token, row by row.
+def token_labels(size: tuple[int, ...], marks: list[Mark]) -> tuple[np.ndarray, np.ndarray]:
+    """What each visual token of a picture of this height and width shows, and at which place; row by row.
 
-    A token shows the digit nearest to its centre, if that digit's body covers it; a digit between token centres is shown by the
-    nearest. The body is taken as 0.7 of the side wide and 0.95 of it high, as written digits are, and a little more.
+    A token shows the mark nearest to its centre, if that mark's body covers the centre; a mark between token centres is shown
+    by the nearest token.
     """
-    rows, columns = strip.picture_HWC.shape[0] // CELL, strip.picture_HWC.shape[1] // CELL
-    y, x = (np.indices((rows, columns)).reshape(2, -1) + 0.5) * CELL
-    distance_DR = np.array(
-        [np.maximum(abs(x - digit.x) / (0.7 * digit.size), abs(y - digit.y) / (0.95 * digit.size)) for digit in strip.digits]
+    y, x = (np.indices((size[0] // CELL, size[1] // CELL)).reshape(2, -1) + 0.5) * CELL
+    distance_MR = np.array(
+        [np.maximum(abs(x - mark.x) / mark.half_width, abs(y - mark.y) / mark.half_height) for mark in marks]
     )
-    distance_DR[np.arange(len(strip.digits)), distance_DR.argmin(1)] = 0
-    nearest_R, covered_R = distance_DR.argmin(0), distance_DR.min(0) < _BODY
-    return np.where(covered_R, np.array(strip.labels)[nearest_R], NO_DIGIT), np.where(covered_R, nearest_R + 1, NO_PLACE)
+    distance_MR[np.arange(len(marks)), distance_MR.argmin(1)] = 0
+    nearest_R, covered_R = distance_MR.argmin(0), distance_MR.min(0) < 1
+    names = np.array([SHOWN.index(mark.name) for mark in marks])
+    return np.where(covered_R, names[nearest_R], NOTHING), np.where(covered_R, nearest_R + 1, NO_PLACE)

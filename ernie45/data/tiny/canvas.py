@@ -19,6 +19,16 @@ Colour = tuple[int, int, int]
 _MARGIN = 1  # empty source pixels around a digit, so that interpolation at its border meets paper
 
 
+class Mark(NamedTuple):
+    """Something a picture shows: its name, its centre in pixels from the top left, and how far its body goes from there."""
+
+    name: str
+    x: float
+    y: float
+    half_width: float
+    half_height: float
+
+
 class Palette(NamedTuple):
     """Paper and ink of one picture, far enough apart in brightness to read."""
 

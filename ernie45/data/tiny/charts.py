@@ -8,7 +8,7 @@ from random import Random
 
 import numpy as np
 
-from ernie45.data.tiny.canvas import CELL, Colour, blank
+from ernie45.data.tiny.canvas import CELL, Colour, Mark, blank
 from ernie45.data.tiny.sample import Sample, Turn
 from ernie45.data.tiny.strips import DESCRIBE
 from ernie45.data.tiny.sums import running_sum
@@ -28,8 +28,9 @@ _GLYPHS = {
     letter: np.kron(np.array([[int(dot) for dot in row] for row in rows.split()], bool), np.ones((_DOT, _DOT), bool))
     for letter, rows in LETTERS.items()
 }
-_ROWS, _COLUMNS = 4, 4
-_UNIT, _FLOOR = 9, 94  # pixels for one, and the height at which bars stand
+_ROWS = {3: 4, 4: 4, 5: 3}  # of the picture in cells, by the number of bars; each bar has a column of cells to itself
+_UNIT = {4: 9, 3: 7}  # pixels for one, by rows
+_FOOT = 17  # pixels below the bars, for the labels
 _BARS: tuple[Colour, ...] = ((70, 110, 200), (200, 90, 60), (70, 150, 90), (130, 90, 170), (90, 90, 90))
 
 
@@ -45,26 +46,32 @@ class Chart:
     def listing(self) -> str:
         return ",".join(f"{label}={value}" for label, value in zip(self.labels, self.values, strict=True))
 
+    @property
+    def marks(self) -> list[Mark]:
+        """A bar's whole column stands for its value."""
+        middle = self.picture_HWC.shape[0] / 2
+        return [Mark(str(value), (place + 0.5) * CELL, middle, CELL / 2, middle) for place, value in enumerate(self.values)]
+
 
 def chart(rng: Random) -> Chart:
     """A chart with bars of one colour, a faint line at every unit, and labels in alphabetical order."""
     num_bars = rng.randint(3, 5)
     labels = tuple(sorted(rng.sample(list(LETTERS), num_bars)))
     values = tuple(rng.randint(1, 9) for _ in labels)
+    rows = _ROWS[num_bars]
+    floor, unit = rows * CELL - _FOOT - 1, _UNIT[rows]
     light = rng.random() < 0.8
     level = rng.randint(225, 252) if light else rng.randint(15, 45)
-    canvas = blank(rng, _ROWS, _COLUMNS, (level, level, level))
+    canvas = blank(rng, rows, num_bars, (level, level, level))
     line, text = (level - 28, 30) if light else (level + 40, 225)
-    for value in range(10):
-        canvas[_FLOOR - value * _UNIT, 2:-2] = line
-    pitch = _COLUMNS * CELL / num_bars
+    canvas[floor - 9 * unit : floor + 1 : unit, 2:-2] = line
     colour = np.array(rng.choice(_BARS), dtype=np.float32) + rng.uniform(-15, 15)
-    width = round(min(pitch * 0.7, 18) * rng.uniform(0.85, 1))
+    width = rng.randint(14, 20)
     for place, (label, value) in enumerate(zip(labels, values, strict=True)):
-        middle = round((place + 0.5) * pitch)
-        canvas[_FLOOR - value * _UNIT : _FLOOR + 1, middle - width // 2 : middle + (width + 1) // 2] = colour
+        middle = place * CELL + CELL // 2
+        canvas[floor - value * unit : floor + 1, middle - width // 2 : middle + (width + 1) // 2] = colour
         glyph = _GLYPHS[label]
-        box = canvas[_FLOOR + 3 : _FLOOR + 3 + glyph.shape[0], middle - 5 : middle - 5 + glyph.shape[1]]
+        box = canvas[floor + 2 : floor + 2 + glyph.shape[0], middle - 5 : middle - 5 + glyph.shape[1]]
         box[glyph] = text
     return Chart(np.clip(canvas, 0, 255).astype(np.uint8), labels, values)
 

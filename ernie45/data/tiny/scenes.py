@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ernie45.data.tiny.canvas import CELL, Colour, blank
+from ernie45.data.tiny.canvas import CELL, Colour, Mark, blank
 from ernie45.data.tiny.sample import Sample, Turn
 from ernie45.data.tiny.strips import DESCRIBE
 
@@ -21,6 +21,7 @@ COLOURS: dict[str, Colour] = {
     "yellow": (240, 200, 30),
     "purple": (150, 60, 190),
 }
+THING_NAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 _SIZES = ((4, 4), (3, 5), (3, 4), (4, 3))
 _WORDS = ("", "a", "two", "three", "four")
 _RELATIONS = {
@@ -33,12 +34,13 @@ _RELATIONS = {
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape of a colour; x and y are its centre in pixels from the top left."""
+    """A shape of a colour; x and y are its centre in pixels from the top left, radius is half its width."""
 
     colour: str
     shape: str
     x: float
     y: float
+    radius: float
 
     @property
     def name(self) -> str:
@@ -55,6 +57,10 @@ class Scene:
     @property
     def listing(self) -> str:
         return ", ".join(thing.name for thing in self.things)
+
+    @property
+    def marks(self) -> list[Mark]:
+        return [Mark(thing.name, thing.x, thing.y, thing.radius, thing.radius) for thing in self.things]
 
 
 def scene(rng: Random, num_things: int | None = None) -> Scene:
@@ -73,7 +79,7 @@ def scene(rng: Random, num_things: int | None = None) -> Scene:
         x = (lane_x + 0.5) * lane_width + rng.uniform(-3, 3)
         y = (lane_y + 0.5) * lane_height + rng.uniform(-3, 3)
         _draw(draw, shape, x, y, radius, _shade(rng, COLOURS[colour]))
-        things.append(Thing(colour, shape, x, y))
+        things.append(Thing(colour, shape, x, y, radius))
     return Scene(np.asarray(image), tuple(things))
 
 

@@ -10,17 +10,20 @@ import torch
 from ernie45.config.errors import DataError
 from ernie45.data.packing import IGNORED, collate, fill
 from ernie45.data.tiny.batches import (
-    NO_DIGIT,
     NO_PLACE,
-    DigitBatches,
+    NOTHING,
+    SHOWN,
     LanguageBatches,
     LanguageData,
+    SightBatches,
     token_labels,
 )
+from ernie45.data.tiny.canvas import Mark
+from ernie45.data.tiny.charts import chart
 from ernie45.data.tiny.digits import training_digits
 from ernie45.data.tiny.encode import SampleEncoder
 from ernie45.data.tiny.mixture import makers
-from ernie45.data.tiny.strips import Placed, Strip, StripWriter
+from ernie45.data.tiny.strips import StripWriter
 from ernie45.processor import Processor
 
 
@@ -75,24 +78,34 @@ def test_a_budget_too_small_is_an_error(processor: Processor) -> None:
         fill(10, lambda index: item)
 
 
-def test_token_labels_name_digit_and_place() -> None:
-    """Two digits, the first over the upper left token, the second between two columns of the lower row."""
-    picture = np.zeros((56, 112, 3), dtype=np.uint8)
-    strip = Strip(picture, (Placed(7, 14.0, 14.0, 26), Placed(3, 84.0, 42.0, 40)))
-    digits, places = token_labels(strip)
-    assert digits.tolist() == [7, NO_DIGIT, NO_DIGIT, NO_DIGIT, NO_DIGIT, NO_DIGIT, 3, 3]
+def test_token_labels_name_what_is_shown_and_its_place() -> None:
+    """Two marks, the first over the upper left token, the second between two columns of the lower row."""
+    marks = [Mark("7", 14.0, 14.0, 12, 12), Mark("red circle", 84.0, 42.0, 15, 15)]
+    shown, places = token_labels((56, 112), marks)
+    circle = SHOWN.index("red circle")
+    assert shown.tolist() == [7, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, circle, circle]
     assert places.tolist() == [1, NO_PLACE, NO_PLACE, NO_PLACE, NO_PLACE, NO_PLACE, 2, 2]
 
 
-def test_every_digit_of_a_strip_is_labelled() -> None:
-    batch = DigitBatches(0, 30, training_digits("fit"))(0, 0)
-    again = DigitBatches(0, 30, training_digits("fit"))(0, 0)
-    assert torch.equal(batch.digits_R, again.digits_R)
+def test_everything_in_a_picture_is_labelled_in_order() -> None:
+    batch = SightBatches(0, 40, training_digits("fit"))(0, 0)
+    again = SightBatches(0, 40, training_digits("fit"))(0, 0)
+    assert torch.equal(batch.shown_R, again.shown_R)
     sizes = [grid[1] * grid[2] // 4 for grid in batch.vision.grids]
-    for digits, places in zip(batch.digits_R.split(sizes), batch.places_R.split(sizes), strict=True):
-        shown = sorted(set(places[places != NO_PLACE].tolist()))
-        assert shown == list(range(1, len(shown) + 1))
-        assert ((digits == NO_DIGIT) == (places == NO_PLACE)).all()
+    for shown, places in zip(batch.shown_R.split(sizes), batch.places_R.split(sizes), strict=True):
+        present = sorted(set(places[places != NO_PLACE].tolist()))
+        assert present == list(range(1, len(present) + 1))
+        assert ((shown == NOTHING) == (places == NO_PLACE)).all()
+    assert set(batch.shown_R.tolist()) > {0, 5, 9, NOTHING}
+    assert batch.shown_R.max() > NOTHING
+
+
+def test_a_bars_column_shows_its_value() -> None:
+    made = chart(Random(1))
+    shown, places = token_labels(made.picture_HWC.shape[:2], made.marks)
+    columns = shown.reshape(-1, len(made.values))
+    assert (columns == np.array(made.values)).all()
+    assert (places.reshape(columns.shape) == np.arange(1, len(made.values) + 1)).all()
 
 
 def _writer() -> StripWriter:
