@@ -246,3 +246,11 @@ def test_the_size_test_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path.write_text("def f(a, b, c, d, e, *, g, h):\n" + "    a = 1\n" * 400, encoding="utf-8")
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     assert list(size_faults(path)) == ["long.py: 401 lines", "long.py:f: 401 lines", "long.py:f: 7 parameters"]
+
+
+def test_files_that_are_not_python_are_packaged() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    patterns = re.findall(r'"([^"]+)"', text.split("[tool.setuptools.package-data]")[1].split("\n\n")[0])
+    kept = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    others = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    report(f"{name_of(path)} is in no pattern of package-data" for path in sorted(others - kept))
