@@ -100,7 +100,9 @@ class ChatRequest(_Strict):
     model: str | None = Field(None, description="a name listed by /v1/models; may be left out")
     stream: bool | None = Field(None, description="send the answer as it comes, as server-sent events")
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1, description="tokens to generate at most; default: what the context has left")
+    max_tokens: int | None = Field(
+        None, ge=1, description="tokens to generate at most; default: of the model, else what the context has left"
+    )
     max_completion_tokens: int | None = Field(None, ge=1, description="the same as max_tokens")
     temperature: float | None = Field(None, ge=0, le=100, description="0 is greedy; default: of the model, else 1")
     top_p: float | None = Field(None, gt=0, le=1, description="default: of the model, else 0.7")

@@ -38,6 +38,7 @@ class SamplingDefaults:
     temperature: float = 1.0
     top_p: float = 0.7
     top_k: int = 0
+    max_tokens: int | None = None
 
     @classmethod
     def from_dir(cls, folder: str | Path) -> "SamplingDefaults":
@@ -48,6 +49,8 @@ class SamplingDefaults:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             found = {name: data[name] for name in ("temperature", "top_p", "top_k") if data.get(name) is not None}
+            if data.get("max_new_tokens") is not None:
+                found["max_tokens"] = data["max_new_tokens"]
             if data.get("do_sample") is False:
                 found["temperature"] = 0.0
             SamplingParams(**found)  # checks the ranges
@@ -191,7 +194,7 @@ def _sampling(request: ChatRequest, defaults: SamplingDefaults, stop_token_ids: 
         return default if value is None else value
 
     return SamplingParams(
-        max_tokens=next(iter(limits), None),
+        max_tokens=next(iter(limits), defaults.max_tokens),
         temperature=given(request.temperature, defaults.temperature),
         top_p=given(request.top_p, defaults.top_p),
         top_k=max(given(request.top_k, defaults.top_k), 0),
