@@ -4,6 +4,7 @@ Knows nothing about what is tested.
 """
 
 import base64
+import copy
 import io
 import json
 import threading
@@ -29,6 +30,7 @@ from ernie45.server.engine_client import EngineClient
 from ernie45.server.messages import Capacity, Tokens
 from ernie45.server.run import ServerRun, bind, media_limits
 from ernie45.server.service import ChatService
+from ernie45.server.translate import SamplingDefaults
 
 CONTROL_TOKENS = (
     "<unk> <s> </s> <|begin_of_sentence|> <|end_of_sentence|> <|IMAGE_PLACEHOLDER|> <|IMAGE_START|> <|IMAGE_END|> "
@@ -108,15 +110,16 @@ class FakeEngine:
 
 
 class Served:
-    """A server that runs in a thread. `client` talks to it."""
+    """A server that runs in a thread. `client` talks to it. engine: a FakeEngine, or whatever has `load`."""
 
-    def __init__(self, processor: Processor, engine: FakeEngine, **options: Any) -> None:
+    def __init__(self, processor: Processor, engine: Any, defaults: SamplingDefaults | None = None, **options: Any) -> None:
         self.config = ServerConfig(model="models/fake", port=0, quiet=True, drain_seconds=1.0, **options)
         self.engine = engine
         listener = bind(self.config.host, 0)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        processor = Processor(processor.tokenizer, tokens=TOKENS, config=processor.config, limits=media_limits(self.config))
-        self.service = ChatService(self.config, processor, EngineClient(engine.load))
+        processor = copy.copy(processor)
+        processor.limits = media_limits(self.config)
+        self.service = ChatService(self.config, processor, EngineClient(engine.load), defaults)
         self.run = ServerRun(self.config, self.service, listener)
         self.exit_code: int | str | None = None
         self._thread = threading.Thread(target=self._serve)
@@ -198,7 +201,7 @@ def start(processor: Processor) -> Iterator[Any]:
     """Starts servers with options of their own; all are stopped at the end."""
     servers: list[Served] = []
 
-    def start_one(engine: FakeEngine | None = None, **options: Any) -> Served:
+    def start_one(engine: Any = None, processor: Processor = processor, **options: Any) -> Served:
         servers.append(Served(processor, engine or FakeEngine(processor.tokenizer), **options))
         return servers[-1]
 
