@@ -46,12 +46,12 @@ WEIGHTS: dict[str, float] = {
     "talk": 5,
     "colour": 5,
     "count": 5,
-    "place": 6,
+    "place": 7,
     "chart_value": 5,
     "chart_highest": 4,
     "chart_total": 6,
     "caption": 7,
-    "arithmetic": 9,
+    "arithmetic": 10,
     "sentence": 6,
 }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ernie45.data.packing import Labelled, LanguageBatch, collate, fill
 from ernie45.data.tiny.canvas import CELL, Mark
-from ernie45.data.tiny.charts import Chart, chart
+from ernie45.data.tiny.charts import LETTERS, Chart, chart
 from ernie45.data.tiny.digits import DigitSet
 from ernie45.data.tiny.encode import SampleEncoder
 from ernie45.data.tiny.mixture import Mixture
@@ -23,8 +23,8 @@ from ernie45.model.batch import VisionBatch
 from ernie45.processor import Processor
 from ernie45.processor.image import patchify
 
-SHOWN = (*"0123456789", "nothing", *THING_NAMES)
-"""What a visual token can show: a written digit or a bar's value, nothing, or a coloured shape."""
+SHOWN = (*"0123456789", "nothing", *THING_NAMES, *LETTERS)
+"""What a visual token can show: a written digit or a bar's value, nothing, a coloured shape, or a bar's label."""
 NOTHING = SHOWN.index("nothing")
 NUM_PLACES, NO_PLACE = 6, 0
 _PATCH, _MERGE = 14, 2
@@ -69,7 +69,7 @@ class LanguageBatches:
 
 @dataclass(frozen=True, kw_only=True)
 class SightBatch:
-    """Pictures, and for each visual token what it shows (an index into `SHOWN`) and that thing's place in the picture, from 1."""
+    """Pictures; for each visual token what it shows (an index into `SHOWN`), and that thing's place in the picture from 1."""
 
     vision: VisionBatch
     shown_R: Tensor
@@ -126,5 +126,5 @@ def token_labels(size: tuple[int, ...], marks: list[Mark]) -> tuple[np.ndarray, 
     )
     distance_MR[np.arange(len(marks)), distance_MR.argmin(1)] = 0
     nearest_R, covered_R = distance_MR.argmin(0), distance_MR.min(0) < 1
-    names = np.array([SHOWN.index(mark.name) for mark in marks])
-    return np.where(covered_R, names[nearest_R], NOTHING), np.where(covered_R, nearest_R + 1, NO_PLACE)
+    names, places = np.array([(SHOWN.index(mark.name), mark.place) for mark in marks]).T
+    return np.where(covered_R, names[nearest_R], NOTHING), np.where(covered_R, places[nearest_R], NO_PLACE)

@@ -20,9 +20,11 @@ _MARGIN = 1  # empty source pixels around a digit, so that interpolation at its 
 
 
 class Mark(NamedTuple):
-    """Something a picture shows: its name, its centre in pixels from the top left, and how far its body goes from there."""
+    """Something a picture shows: its name, its place in the picture's order (from 1), its centre in pixels from the top left,
+    and how far its body goes from there."""
 
     name: str
+    place: int
     x: float
     y: float
     half_width: float
@@ -65,36 +67,45 @@ def blend(canvas_HWC: np.ndarray, ink_HW: np.ndarray, ink: Colour) -> np.ndarray
 def digit_mask(rng: Random, image_HW: np.ndarray, size: int, distort: bool) -> np.ndarray:
     """One 8 x 8 digit as opacity uint8 [size, size].
 
-    distort: turn (10 degrees), slant, stretch and thicken it at random. Training wants that, or the few real digits are learnt
-    by heart; pictures for scores show the digits as they were written.
+    distort: turn (12 degrees), slant, stretch, bend and thicken it at random. Training wants that, or the few real digits are
+    learnt by heart; pictures for scores show the digits as they were written.
     """
-    a, b, c, d = _distortion(rng) if distort else (1.0, 0.0, 0.0, 1.0)
-    gain = rng.uniform(0.9, 1.5) if distort else 1.15
-    step = (8 + 2 * _MARGIN - 1) / size
+    corners = _distorted_corners(rng) if distort else _CORNERS
+    gain, paper = (rng.uniform(0.8, 1.7), rng.randint(6, 40)) if distort else (1.15, 12)
     source = Image.fromarray(np.pad(image_HW, _MARGIN) * np.uint8(15))
-    centre_in, centre_out = 4 + _MARGIN, size / 2
-    matrix = (
-        a * step,
-        b * step,
-        centre_in - (a + b) * step * centre_out,
-        c * step,
-        d * step,
-        centre_in - (c + d) * step * centre_out,
-    )
-    mask = source.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
-    return np.asarray(mask.point(_contrast(round(gain * 20))))
+    quad = [value + 4 + _MARGIN for corner in corners for value in corner]
+    mask = source.transform((size, size), Image.Transform.QUAD, quad, Image.Resampling.BICUBIC)
+    return np.asarray(mask.point(_contrast(round(gain * 20), paper)))
 
 
-def _distortion(rng: Random) -> tuple[float, float, float, float]:
-    angle, slant = math.radians(rng.uniform(-10, 10)), rng.uniform(-0.15, 0.15)
-    wide, high = rng.uniform(0.9, 1.18), rng.uniform(0.92, 1.1)
+_HALF = (8 + 2 * _MARGIN - 1) / 2
+_CORNERS = ((-_HALF, -_HALF), (-_HALF, _HALF), (_HALF, _HALF), (_HALF, -_HALF))  # of a digit from its centre, in PIL's order
+
+
+def _distorted_corners(rng: Random) -> list[tuple[float, float]]:
+    """Where the corners of the result lie in the source: a random affine map, and each corner moved a little by itself."""
+    angle, slant = math.radians(rng.uniform(-12, 12)), rng.uniform(-0.2, 0.2)
+    wide, high = rng.uniform(0.85, 1.22), rng.uniform(0.88, 1.14)
     cos, sin = math.cos(angle), math.sin(angle)
-    return (wide * cos, wide * (sin + slant * cos), -high * sin, high * (cos - slant * sin))
+    corners = []
+    for x, y in _CORNERS:
+        x, y = wide * (x + slant * y), high * y
+        corners.append((cos * x + sin * y + rng.uniform(-0.7, 0.7), cos * y - sin * x + rng.uniform(-0.7, 0.7)))
+    return corners
 
 
-@functools.lru_cache(maxsize=64)
-def _contrast(gain_20: int) -> list[int]:
-    return [min(255, max(0, int((value - 12) * gain_20 / 20))) for value in range(256)]
+def varied(rng: Random, image_HW: np.ndarray, other_HW: np.ndarray) -> np.ndarray:
+    """A digit between two of one label, nearer to the first, with grain: a hand that is in no data set. uint8, 0 to 16."""
+    share = rng.uniform(0.55, 1.0)
+    grain = _grain()
+    top, left = rng.randrange(390), rng.randrange(390)
+    mixed = share * image_HW + (1 - share) * other_HW + rng.uniform(0, 0.25) * grain[top : top + 8, left : left + 8]
+    return np.clip(np.rint(mixed), 0, 16).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=2048)
+def _contrast(gain_20: int, paper: int) -> list[int]:
+    return [min(255, max(0, int((value - paper) * gain_20 / 20))) for value in range(256)]
 
 
 @functools.lru_cache(maxsize=1)

@@ -48,9 +48,14 @@ class Chart:
 
     @property
     def marks(self) -> list[Mark]:
-        """A bar's whole column stands for its value."""
-        middle = self.picture_HWC.shape[0] / 2
-        return [Mark(str(value), (place + 0.5) * CELL, middle, CELL / 2, middle) for place, value in enumerate(self.values)]
+        """A bar's column stands for its value, down to the cell with its label."""
+        height = self.picture_HWC.shape[0]
+        marks = []
+        for place, (label, value) in enumerate(zip(self.labels, self.values, strict=True), 1):
+            x, bar = (place - 0.5) * CELL, (height - CELL) / 2
+            marks.append(Mark(str(value), place, x, bar, CELL / 2, bar))
+            marks.append(Mark(label, place, x, height - CELL / 2, CELL / 2, CELL / 2))
+        return marks
 
 
 def chart(rng: Random) -> Chart:

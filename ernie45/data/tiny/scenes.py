@@ -30,6 +30,7 @@ _RELATIONS = {
     "above": lambda a, b: a.y < b.y,
     "below": lambda a, b: a.y > b.y,
 }
+_AXES = {name: pair for pair in (("left of", "right of"), ("above", "below")) for name in pair}
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,25 @@ class Scene:
 
     @property
     def marks(self) -> list[Mark]:
-        return [Mark(thing.name, thing.x, thing.y, thing.radius, thing.radius) for thing in self.things]
+        return [
+            Mark(thing.name, place, thing.x, thing.y, thing.radius, thing.radius) for place, thing in enumerate(self.things, 1)
+        ]
 
 
 def scene(rng: Random, num_things: int | None = None) -> Scene:
-    """A scene of 2 to 4 things, no two of them alike in both colour and shape, each alone in its part of the picture."""
+    """A scene of 2 to 4 things, no two of them alike in both colour and shape, each in a cell of its own."""
     rows, columns = rng.choice(_SIZES)
     canvas = blank(rng, rows, columns, _paper(rng))
     image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
-    lanes_y, lanes_x = (2 if rows == 3 else 3), (3 if columns >= 4 else 2)
-    places = sorted(rng.sample([(y, x) for y in range(lanes_y) for x in range(lanes_x)], num_things or rng.randint(2, 4)))
+    cells = [(y, x) for y in range(rows) for x in range(columns)]
+    places = sorted(rng.sample(cells, num_things or rng.randint(2, 4)))
     names = rng.sample([(colour, shape) for colour in COLOURS for shape in SHAPES], len(places))
     things = []
-    for (lane_y, lane_x), (colour, shape) in zip(places, names, strict=True):
-        lane_height, lane_width = rows * CELL / lanes_y, columns * CELL / lanes_x
-        radius = rng.uniform(9, 14)
-        x = (lane_x + 0.5) * lane_width + rng.uniform(-3, 3)
-        y = (lane_y + 0.5) * lane_height + rng.uniform(-3, 3)
+    for (row, column), (colour, shape) in zip(places, names, strict=True):
+        radius = rng.uniform(8.5, 12.5)
+        x = (column + 0.5) * CELL + rng.uniform(-1.5, 1.5)
+        y = (row + 0.5) * CELL + rng.uniform(-1.5, 1.5)
         _draw(draw, shape, x, y, radius, _shade(rng, COLOURS[colour]))
         things.append(Thing(colour, shape, x, y, radius))
     return Scene(np.asarray(image), tuple(things))
@@ -93,7 +95,7 @@ def colour_question(rng: Random) -> Sample:
             break
     thing = rng.choice(single)
     question = rng.choice((f"What colour is the {thing.shape}?", f"Which colour has the {thing.shape}?"))
-    return _about(rng, "colour", made, question, made.listing, thing.colour)
+    return _about(rng, "colour", made, question, f"{made.listing}\n{thing.name}", thing.colour)
 
 
 def count_question(rng: Random) -> Sample:
@@ -104,7 +106,9 @@ def count_question(rng: Random) -> Sample:
         return _about(rng, "count", made, question, made.listing, str(len(made.things)))
     shape = rng.choice(SHAPES)
     question = rng.choice((f"How many {shape}s are there?", f"Count the {shape}s."))
-    return _about(rng, "count", made, question, made.listing, str(sum(thing.shape == shape for thing in made.things)))
+    counted = [thing.name for thing in made.things if thing.shape == shape]
+    reasoning = f"{made.listing}\n{', '.join(counted) or 'none'}"
+    return _about(rng, "count", made, question, reasoning, str(len(counted)))
 
 
 def place_question(rng: Random) -> Sample:
@@ -116,9 +120,10 @@ def place_question(rng: Random) -> Sample:
         along = first.x - second.x if relation.endswith("of") else first.y - second.y
         if abs(along) >= 16:
             break
-    answer = "yes" if _RELATIONS[relation](first, second) else "no"
+    true = next(name for name in _AXES[relation] if _RELATIONS[name](first, second))
+    thought = f"{first.name} {true} {second.name}"
     question = f"Is the {first.name} {relation} the {second.name}?"
-    return _about(rng, "place", made, question, made.listing, answer)
+    return _about(rng, "place", made, question, thought, "yes" if true == relation else "no")
 
 
 def describe_scene(rng: Random) -> Sample:

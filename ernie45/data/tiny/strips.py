@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ernie45.data.tiny.canvas import CELL, Mark, blank, blend, digit_mask, random_palette
+from ernie45.data.tiny.canvas import CELL, Mark, blank, blend, digit_mask, random_palette, varied
 from ernie45.data.tiny.digits import DigitSet
 from ernie45.data.tiny.sample import Sample, Turn
 from ernie45.data.tiny.sums import compared, running_sum
@@ -53,7 +53,10 @@ class Strip:
     @property
     def marks(self) -> list[Mark]:
         """A written digit's body is taken as 0.84 of its square's side wide and 1.14 high: a little more than its ink."""
-        return [Mark(str(d.label), d.x, d.y, 0.42 * d.size, 0.57 * d.size) for d in self.digits]
+        return [
+            Mark(str(digit.label), place, digit.x, digit.y, 0.42 * digit.size, 0.57 * digit.size)
+            for place, digit in enumerate(self.digits, 1)
+        ]
 
     @property
     def labels(self) -> list[int]:
@@ -65,12 +68,13 @@ class Strip:
 
 
 class StripWriter:
-    """Writes strips from one set of digits. distort: see `digit_mask`."""
+    """Writes strips from one set of digits. distort: see `digit_mask` and `varied`."""
 
     def __init__(self, digits: DigitSet, distort: bool = True) -> None:
         self._images = digits.images_NHW
         self._labels = digits.labels_N.tolist()
         self._distort = distort
+        self._alike = [np.flatnonzero(digits.labels_N == label).tolist() for label in range(10)]
 
     def strip(self, rng: Random, num_digits: int, small: bool | None = None) -> Strip:
         """A strip of 1 to 4 digits. small: the picture's size class; by chance if None."""
@@ -87,11 +91,16 @@ class StripWriter:
             index = rng.randrange(len(self._labels))
             x = min(width - size, max(0, round(left + place * pitch + rng.uniform(-1.5, 1.5))))
             y = min(height - size, max(0, round(top + rng.uniform(-4, 4))))
-            mask = digit_mask(rng, self._images[index], size, self._distort)
+            mask = digit_mask(rng, self._image(rng, index), size, self._distort)
             window = ink_HW[y : y + size, x : x + size]
             np.maximum(window, mask, out=window)
             placed.append(Placed(self._labels[index], x + size / 2, y + size / 2, size))
         return Strip(blend(blank(rng, rows, columns, palette.paper), ink_HW, palette.ink), tuple(placed))
+
+    def _image(self, rng: Random, index: int) -> np.ndarray:
+        if not self._distort:
+            return self._images[index]
+        return varied(rng, self._images[index], self._images[rng.choice(self._alike[self._labels[index]])])
 
     # ---- skills
 

@@ -47,8 +47,7 @@ def arithmetic(rng: Random) -> Sample:
     first, second = max(first, second), min(first, second)
     if kind == 3:
         answer = first - second
-        thought = f"{second}+{answer}={first}"
-        return _text("arithmetic", f"What is {first}-{second}?", thought, str(answer))
+        return _text("arithmetic", f"What is {first}-{second}?", _column_difference(first, second), str(answer))
     if first == second:
         first += 1
     pair = (first, second) if rng.random() < 0.5 else (second, first)
@@ -86,6 +85,17 @@ def _column_sum(first: int, second: int) -> str:
     if tens == 0:
         return f"{first}+{second}={first + second}"
     return f"{first % 10}+{second % 10}={ones}\n{first // 10 * 10}+{second // 10 * 10}={tens}\n{tens}+{ones}={tens + ones}"
+
+
+def _column_difference(first: int, second: int) -> str:
+    """The same for a difference; a ten is borrowed where needed: 42-27 is thought as 12-7=5, 30-20=10, 10+5=15."""
+    if first < 10:
+        return f"{first}-{second}={first - second}"
+    borrowed = 10 if first % 10 < second % 10 else 0
+    ones, tens = first % 10 + borrowed, first // 10 * 10 - borrowed
+    less_ones, less_tens = second % 10, second // 10 * 10
+    lines = [f"{ones}-{less_ones}={ones - less_ones}", f"{tens}-{less_tens}={tens - less_tens}"]
+    return "\n".join([*lines, f"{tens - less_tens}+{ones - less_ones}={first - second}"])
 
 
 def _text(skill: str, question: str, reasoning: str, answer: str) -> Sample:

@@ -80,7 +80,7 @@ def test_a_budget_too_small_is_an_error(processor: Processor) -> None:
 
 def test_token_labels_name_what_is_shown_and_its_place() -> None:
     """Two marks, the first over the upper left token, the second between two columns of the lower row."""
-    marks = [Mark("7", 14.0, 14.0, 12, 12), Mark("red circle", 84.0, 42.0, 15, 15)]
+    marks = [Mark("7", 1, 14.0, 14.0, 12, 12), Mark("red circle", 2, 84.0, 42.0, 15, 15)]
     shown, places = token_labels((56, 112), marks)
     circle = SHOWN.index("red circle")
     assert shown.tolist() == [7, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, circle, circle]
@@ -100,11 +100,12 @@ def test_everything_in_a_picture_is_labelled_in_order() -> None:
     assert batch.shown_R.max() > NOTHING
 
 
-def test_a_bars_column_shows_its_value() -> None:
+def test_a_bars_column_shows_its_value_and_its_label() -> None:
     made = chart(Random(1))
     shown, places = token_labels(made.picture_HWC.shape[:2], made.marks)
     columns = shown.reshape(-1, len(made.values))
-    assert (columns == np.array(made.values)).all()
+    assert (columns[:-1] == np.array(made.values)).all()
+    assert [SHOWN[label] for label in columns[-1]] == list(made.labels)
     assert (places.reshape(columns.shape) == np.arange(1, len(made.values) + 1)).all()
 
 
