@@ -59,7 +59,7 @@ def test_the_flags_of_fastdeploy_parse() -> None:
 
     for words in command_lines():
         if words[:2] == ["python", "-m"]:
-            assert to_config(build_parser().parse_args(words[3:])).port == 8180
+            assert to_config(build_parser().parse_args(words[3:]), longest=131072).port == 8180
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[0])

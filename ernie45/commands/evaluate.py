@@ -23,14 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a model folder, or tiny")
     parser.add_argument("--num", type=whole_number(1), default=300, metavar="N", help="questions a task and answer form (300)")
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of the questions (0)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    form.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
 
 def run(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ernie45.evals.tiny import evaluate
+    from ernie45.evals.tiny import TITLES, evaluate
 
     columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -43,5 +45,9 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.json:
         print(json.dumps(report.to_dict()))
+    elif args.markdown:
+        print("| right answers, percent | thinking | direct |\n|---|---:|---:|")
+        for skill, score in report.skills.items():
+            print(f"| {TITLES[skill]} | {100 * score.thinking:.1f} | {100 * score.direct:.1f} |")
     else:
         report.print()

@@ -94,8 +94,8 @@ def test_train_hands_over_its_options(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "stopped, with a checkpoint in here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("as_json", [True, False])
-def test_eval_prints_scores(as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("form", ["--json", "--markdown", "table"])
+def test_eval_prints_scores(form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     score = SkillScore(thinking=0.875, direct=0.25, thinking_stopped=1, direct_stopped=1, num_prompts=8)
 
     def evaluate(model: str, num_prompts: int, seed: int, progress: Any) -> Report:
@@ -104,9 +104,11 @@ def test_eval_prints_scores(as_json: bool, monkeypatch: pytest.MonkeyPatch, caps
         return Report(model=model, seed=seed, skills={"sum3": score})
 
     monkeypatch.setattr(scores, "evaluate", evaluate)
-    assert cli.main(["eval", "tiny", "--num", "8", "--seed", "2", *(["--json"] if as_json else [])]) == 0
+    assert cli.main(["eval", "tiny", "--num", "8", "--seed", "2", *([form] if form != "table" else [])]) == 0
     out = capsys.readouterr().out
-    if as_json:
+    if form == "--markdown":
+        assert out.splitlines()[-1] == "| sum of 3 digits | 87.5 | 25.0 |"
+    elif form == "--json":
         assert json.loads(out)["skills"]["sum3"]["thinking"] == 0.875
     else:
         assert "87.5" in out
