@@ -81,7 +81,7 @@ def train_tiny(config: TinyTrainConfig, out: Path, fresh: bool = False) -> bool:
         shutil.rmtree(folder, ignore_errors=True)
     write_atomically(folder / "config.json", (json.dumps(to_dict(config), indent=2) + "\n").encode())
     torch.set_num_threads(1)
-    with started(processes_of(config), train_worker, config, folder) as workers, stop_on_interrupt() as stop:
+    with started(config.loop.processes, train_worker, config, folder) as workers, stop_on_interrupt() as stop:
         trainer = build_trainer(config, workers)
         with Progress(trainer.num_steps) as progress:
             run_state = Run(folder=folder, fingerprint=fingerprint(config), stop_requested=stop.is_set, on_step=progress.show)
@@ -95,10 +95,6 @@ def train_tiny(config: TinyTrainConfig, out: Path, fresh: bool = False) -> bool:
 def train_worker(workers: Workers, config: TinyTrainConfig, folder: Path) -> None:
     """What every process but the first does."""
     build_trainer(config, workers).run(Run(folder=folder, fingerprint=fingerprint(config)))
-
-
-def processes_of(config: TinyTrainConfig) -> int:
-    return config.loop.processes
 
 
 def build_trainer(config: TinyTrainConfig, workers: Workers) -> Trainer:
