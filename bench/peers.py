@@ -22,43 +22,9 @@ def transformers_config(config: ModelConfig) -> Any:
     """Our ModelConfig of a multimodal model -> Ernie4_5_VLMoeConfig."""
     from transformers import Ernie4_5_VLMoeConfig
 
-    text, vision_pool, vision = config.pool("text"), config.pool("vision"), config.vision
-    assert text is not None
-    assert vision_pool is not None
-    assert vision is not None
-    kinds = ["sparse" if config.is_moe_layer(layer) else "dense" for layer in range(config.num_layers)]
     return Ernie4_5_VLMoeConfig(
-        text_config={
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.hidden_size,
-            "intermediate_size": config.intermediate_size,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads,
-            "num_key_value_heads": config.num_kv_heads,
-            "head_dim": config.head_dim,
-            "max_position_embeddings": config.max_position_embeddings,
-            "rms_norm_eps": config.norm_eps,
-            "tie_word_embeddings": config.tie_word_embeddings,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": config.rope_theta,
-                "mrope_section": list(config.mrope_section),
-            },
-            "moe_k": text.num_active,
-            "moe_num_experts": text.num_experts,
-            "moe_intermediate_size": [text.ffn_size, vision_pool.ffn_size],
-            "moe_num_shared_experts": config.shared_ffn_size // text.ffn_size,
-            "mlp_layer_types": kinds,
-        },
-        vision_config={
-            "depth": vision.depth,
-            "hidden_size": vision.hidden_size,
-            "num_heads": vision.num_heads,
-            "intermediate_size": vision.intermediate_size,
-            "in_channels": vision.in_channels,
-            "patch_size": vision.patch_size,
-            "spatial_merge_size": vision.spatial_merge_size,
-        },
+        text_config=_text_config(config),
+        vision_config=_vision_config(config),
         image_token_id=config.tokens.image_patch,
         image_start_token_id=config.tokens.image_start,
         image_end_token_id=config.tokens.image_end,
@@ -67,6 +33,48 @@ def transformers_config(config: ModelConfig) -> Any:
         video_token_id=config.vocab_size + VIDEO_PLACEHOLDER_OFFSET,
         tie_word_embeddings=config.tie_word_embeddings,
     )
+
+
+def _text_config(config: ModelConfig) -> dict[str, Any]:
+    text, vision = config.pool("text"), config.pool("vision")
+    assert text is not None
+    assert vision is not None
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": config.rope_theta,
+            "mrope_section": list(config.mrope_section),
+        },
+        "moe_k": text.num_active,
+        "moe_num_experts": text.num_experts,
+        "moe_intermediate_size": [text.ffn_size, vision.ffn_size],
+        "moe_num_shared_experts": config.shared_ffn_size // text.ffn_size,
+        "mlp_layer_types": ["sparse" if config.is_moe_layer(layer) else "dense" for layer in range(config.num_layers)],
+    }
+
+
+def _vision_config(config: ModelConfig) -> dict[str, Any]:
+    vision = config.vision
+    assert vision is not None
+    return {
+        "depth": vision.depth,
+        "hidden_size": vision.hidden_size,
+        "num_heads": vision.num_heads,
+        "intermediate_size": vision.intermediate_size,
+        "in_channels": vision.in_channels,
+        "patch_size": vision.patch_size,
+        "spatial_merge_size": vision.spatial_merge_size,
+    }
 
 
 def normalised(patches: np.ndarray) -> Tensor:

@@ -48,5 +48,6 @@ class SelfAttention(nn.Module):
         """One new token for each sequence, through the compiled kernels."""
         pages = (cache.cache.keys_LNSJK[layer], cache.cache.values_LNSJK[layer])
         qkv_TW = decode.linear(x_TD, self.qkv_proj.weight)
-        out_TW = decode.attention(qkv_TW, rope, self.num_heads, pages, cache.slots_T, cache.page_table_BN, cache.context_lens)
+        places = decode.Places(cache.slots_T, cache.page_table_BN, cache.context_lens)
+        out_TW = decode.attention(qkv_TW, rope, self.num_heads, pages, places)
         return decode.linear(out_TW, self.o_proj.weight)

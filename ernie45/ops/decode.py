@@ -7,6 +7,7 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import c_float, c_int, c_void_p
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -121,19 +122,19 @@ def moe_ffn(x_RD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, experts_RA: Ten
     return y_RD.to(x_RD.dtype)
 
 
-def attention(
-    qkv_RW: Tensor,
-    rotations_RK: Tensor,
-    num_heads: int,
-    pages: tuple[Tensor, Tensor],
-    slots_R: Tensor,
-    page_table_RN: Tensor,
-    lengths: Sequence[int],
-) -> Tensor:
+class Places(NamedTuple):
+    """Where a decode step of R sequences reads and writes: slots_R of the new tokens, page_table_RN, and each sequence's
+    tokens in its pages after the step."""
+
+    slots_R: Tensor
+    page_table_RN: Tensor
+    lengths: Sequence[int]
+
+
+def attention(qkv_RW: Tensor, rotations_RK: Tensor, num_heads: int, pages: tuple[Tensor, Tensor], places: Places) -> Tensor:
     """Rope, cache write and attention of one new token for each of R sequences: [R, (H + 2J) K] -> [R, H K].
 
-    rotations complex64 [R, 1, K / 2]; pages: one layer's keys and values, each [N, S, J, K]; lengths: tokens of each
-    sequence in its pages after this step.
+    rotations complex64 [R, 1, K / 2]; pages: one layer's keys and values, each [N, S, J, K].
     """
     keys_NSJK, values_NSJK = pages
     _, page_size, num_kv_heads, head_dim = keys_NSJK.shape
@@ -142,8 +143,9 @@ def attention(
     qkv = qkv.clone() if qkv.data_ptr() == qkv_RW.data_ptr() else qkv  # it is turned in place
     out = torch.empty(num_rows, num_heads * head_dim)
     sizes = (num_rows, num_heads, num_kv_heads, head_dim)
+    table_RN = places.page_table_RN
     _call(
-        "ernie_attention", _KINDS[keys_NSJK.dtype], qkv, *sizes, rotations_RK.contiguous(), keys_NSJK, values_NSJK, slots_R,
-        page_table_RN, page_table_RN.shape[1], page_size, (ctypes.c_int64 * num_rows)(*lengths), out,
+        "ernie_attention", _KINDS[keys_NSJK.dtype], qkv, *sizes, rotations_RK.contiguous(), keys_NSJK, values_NSJK,
+        places.slots_R, table_RN, table_RN.shape[1], page_size, (ctypes.c_int64 * num_rows)(*places.lengths), out,
     )  # fmt: skip
     return out.to(qkv_RW.dtype)

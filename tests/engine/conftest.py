@@ -75,8 +75,7 @@ def _make_input(parts: Sequence[Part], *, seed: int = 0) -> ModelInput:
         kind, grid, pixel_seed = part
         frames, height, width = max(grid[0] // 2, 1), grid[1] // 2, grid[2] // 2
         pixels = np.random.default_rng(pixel_seed).integers(0, 256, (int(np.prod(grid)), patch_dim), dtype=np.uint8)
-        start, end = (tokens.image_start, tokens.image_end) if kind == "image" else (tokens.video_start, tokens.video_end)
-        put(start, True)
+        put(tokens.image_start if kind == "image" else tokens.video_start, True)
         length = frames * height * width
         content_hash = hashlib.sha256(pixels.tobytes() + repr(grid).encode()).hexdigest()
         media.append(MediaItem(kind=kind, grid=grid, offset=len(ids), length=length, content_hash=content_hash))
@@ -87,7 +86,7 @@ def _make_input(parts: Sequence[Part], *, seed: int = 0) -> ModelInput:
         ]
         current += max(frames, height, width)
         patches.append(pixels)
-        put(end, True)
+        put(tokens.image_end if kind == "image" else tokens.video_end, True)
     return ModelInput(
         token_ids=np.array(ids, dtype=np.int64),
         is_vision=np.array(is_vision, dtype=bool),

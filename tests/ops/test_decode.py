@@ -80,7 +80,7 @@ def test_attention(dtype: torch.dtype):
         pages.flatten(0, 1)[slots] = new.to(dtype)
     keys_wide, values_wide = (pages.float() for pages in expected_pages)
     expected = paged_attention(q, keys_wide, values_wide, table, range(num_rows + 1), lengths).flatten(1)
-    out = decode.attention(qkv, turns, num_heads, (keys, values), slots, table, lengths)
+    out = decode.attention(qkv, turns, num_heads, (keys, values), decode.Places(slots, table, lengths))
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2  # a last bit may round the other way
     torch.testing.assert_close(keys, expected_pages[0], atol=tolerance, rtol=tolerance)
