@@ -68,6 +68,16 @@ def test_the_python_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.strip()
 
 
+def test_scores_in_the_readme_are_those_of_the_shipped_model() -> None:
+    """Within three points, which is what another CPU's rounding may change."""
+    from ernie45.evals.tiny import TITLES, evaluate
+
+    for skill, score in evaluate("tiny", num_prompts=300, skills=["sum2", "sum3"]).skills.items():
+        row = re.search(rf"^\| {TITLES[skill]} \| ([\d.]+) \| ([\d.]+) \|$", README, flags=re.MULTILINE)
+        assert row, skill
+        assert [float(row[1]), float(row[2])] == pytest.approx([100 * score.thinking, 100 * score.direct], abs=3)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_linked_files_and_pictures_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
