@@ -56,8 +56,6 @@ def family() -> Iterator[str]:
     """All presets in brief."""
     yield f"{'model':<11}{'parameters':>13}{'active':>10}{'bf16':>11}{'2 bits':>10}{'KV/token':>11}"
     for name, preset in PRESETS.items():
-        if name == "tiny" and not (TINY_FOLDER / "config.json").exists():
-            continue
         config = preset.config()
         mark = "*" if preset.unverified else ""
         yield (

@@ -39,7 +39,7 @@ def test_what_is_not_verified_is_marked(capsys: pytest.CaptureFixture[str]) -> N
     assert "28b-a3b " in family
 
 
-@pytest.mark.parametrize("arguments", [[], ["0.3b"], ["21b-a3b"], ["28b-a3b"], ["300b-a47b"], ["424b-a47b"]])
+@pytest.mark.parametrize("arguments", [[], ["tiny"], ["0.3b"], ["21b-a3b"], ["28b-a3b"], ["300b-a47b"], ["424b-a47b"]])
 def test_it_fits_eighty_columns(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     long = [line for line in info(capsys, *arguments).splitlines() if len(line) > 80]
     assert long == []
