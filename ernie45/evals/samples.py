@@ -1,6 +1,6 @@
 """Sample pictures for the demo and the chat page: held-out digits, a scene and a chart that a model answers right.
 
-Knows nothing about training. Pictures are enlarged to look well on a screen; the processor shrinks them again.
+Knows nothing about training. Pictures are small, one visual token a digit; whoever shows them enlarges them.
 """
 
 import json
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-import numpy as np
 from PIL import Image
 
 from ernie45.config.engine import EngineConfig
@@ -21,7 +20,6 @@ from ernie45.evals.heldout import heldout_digits
 from ernie45.evals.tiny import answer, is_right
 from ernie45.processor import Processor
 
-ENLARGED = 4
 _CANDIDATES = 40
 _INDEX = "samples.json"
 
@@ -38,7 +36,7 @@ def write_samples(model: Path, folder: Path, seed: int = 0) -> list[dict[str, st
     entries = []
     for kind, make in sample_makers().items():
         rng = Random(f"samples/{seed}/{kind}")
-        candidates = [enlarged(make(rng)) for _ in range(_CANDIDATES)]
+        candidates = [make(rng) for _ in range(_CANDIDATES)]
         chosen = _choose(llm, processor, candidates, direct_fails=kind == "sum")
         if chosen is None:
             raise DataError(f"the model ({model}) answers no sample of kind {kind!r}; train it longer")
@@ -50,12 +48,12 @@ def write_samples(model: Path, folder: Path, seed: int = 0) -> list[dict[str, st
 
 
 def sample_makers() -> dict[str, Callable[[Random], Sample]]:
-    """What each kind of sample is made by; pictures of full size, so that an enlarged one comes back to it."""
+    """What each kind of sample is made by."""
     writer = StripWriter(heldout_digits(), distort=False)
 
     def strip(num_digits: int, ask: Callable[[list[int]], tuple[str, str]]) -> Callable[[Random], Sample]:
         def make(rng: Random) -> Sample:
-            made = writer.strip(rng, num_digits, small=False)
+            made = writer.strip(rng, num_digits)
             question, expected = ask(made.labels)
             turn = Turn(question=question, reasoning="", answer=expected)
             return Sample(skill="sample", turn=turn, pictures=(made.picture_HWC,))
@@ -70,13 +68,6 @@ def sample_makers() -> dict[str, Callable[[Random], Sample]]:
         "chart": charts.total_question,
         "caption": scenes.describe_scene,
     }
-
-
-def enlarged(sample: Sample) -> Sample:
-    """The same question on a picture four times as wide and high, pictures before text."""
-    picture = Image.fromarray(sample.pictures[0])
-    size = (picture.width * ENLARGED, picture.height * ENLARGED)
-    return Sample(skill=sample.skill, turn=sample.turn, pictures=(np.asarray(picture.resize(size, Image.Resampling.BICUBIC)),))
 
 
 def _choose(llm: LLM, processor: Processor, candidates: list[Sample], direct_fails: bool) -> Sample | None:

@@ -27,7 +27,7 @@ from ernie45.model.multimodal import ErnieModel
 from ernie45.processor import Processor
 from ernie45.train.loop import Run, Trainer
 from ernie45.train.objectives.language import language_forward, language_loss
-from ernie45.train.objectives.sight import SightHead, sight_forward, sight_loss
+from ernie45.train.objectives.sight import sight_forward, sight_loss, word_counts
 from ernie45.train.progress import Progress
 from ernie45.train.stage import Stage
 from ernie45.train.storage import write_atomically
@@ -102,10 +102,7 @@ def build_trainer(config: TinyTrainConfig, workers: Workers) -> Trainer:
     model = ErnieModel(tiny_config(), device="cpu")
     generator = torch.Generator().manual_seed(config.seed)
     model.init_weights(generator)
-    head = SightHead(model.config.hidden_size)
-    nn.init.normal_(head.proj.weight, std=0.05, generator=generator)
-    nn.init.zeros_(head.proj.bias)
-    modules = nn.ModuleDict({"model": model, "head": head})
+    modules = nn.ModuleDict({"model": model})
     return Trainer(modules, stages_of(config, tiny_processor()), config.loop, config.optim, workers)
 
 
@@ -124,13 +121,14 @@ def stages_of(config: TinyTrainConfig, processor: Processor) -> list[Stage]:
         )
         return LanguageBatches(data, digits, processor)
 
+    counts_CV = word_counts(processor.tokenizer, tiny_config().vocab_size)
     vision = Stage(
         name="vision",
         schedule=replace(_schedule(config.vision_steps, decay=0.4, final_ratio=0.2), peak=3),
         batch=SightBatches(config.seed, config.pictures, digits),
-        forward=lambda modules, batch: sight_forward(modules["model"], modules["head"], batch),
+        forward=lambda modules, batch: sight_forward(modules["model"], counts_CV, batch),
         objective=sight_loss,
-        trains=lambda name: name.startswith(("model.vision_model.", "model.resampler_model.", "head.")),
+        trains=lambda name: name.startswith(("model.vision_model.", "model.resampler_model.")),
     )
     joint = Stage(
         name="joint",

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -11,7 +10,7 @@ import ernie45
 from ernie45.config.engine import EngineConfig
 from ernie45.config.sampling import SamplingParams
 from ernie45.engine.llm import LLM
-from ernie45.evals.samples import ENLARGED, enlarged, sample_makers
+from ernie45.evals.samples import sample_makers
 from ernie45.processor import Processor
 
 ASSETS = Path(ernie45.__file__).parent / "assets"
@@ -51,25 +50,12 @@ def test_one_sum_needs_thought(llm: LLM, processor: Processor) -> None:
     assert ask(llm, processor, entry, thinking=False) != entry["answer"]
 
 
-def test_samples_are_large_on_a_screen_and_small_to_the_model(processor: Processor) -> None:
+def test_samples_reach_the_model_as_they_are(processor: Processor) -> None:
     from ernie45.processor.image import image_patches
 
     assert {entry["kind"] for entry in ENTRIES} == set(sample_makers())
     assert len(ENTRIES) >= 6
     for entry in ENTRIES:
         image = Image.open(ASSETS / "samples" / entry["file"])
-        assert min(image.size) >= 200
         grid = image_patches(image, processor.config).grid
-        assert (grid[2] * 14 * ENLARGED, grid[1] * 14 * ENLARGED) == image.size
-
-
-def test_enlarging_and_shrinking_again_keeps_the_picture(processor: Processor) -> None:
-    from random import Random
-
-    from ernie45.processor.image import resize
-
-    for make in sample_makers().values():
-        sample = make(Random(1))
-        shrunk = np.asarray(resize(Image.fromarray(enlarged(sample).pictures[0]), processor.config)).astype(int)
-        assert shrunk.shape == sample.pictures[0].shape
-        assert abs(shrunk - sample.pictures[0]).mean() < 5
+        assert (grid[2] * 14, grid[1] * 14) == image.size

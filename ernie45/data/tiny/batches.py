@@ -26,7 +26,6 @@ from ernie45.processor.image import patchify
 SHOWN = (*"0123456789", "nothing", *THING_NAMES, *LETTERS)
 """What a visual token can show: a written digit or a bar's value, nothing, a coloured shape, or a bar's label."""
 NOTHING = SHOWN.index("nothing")
-NUM_PLACES, NO_PLACE = 6, 0
 _PATCH, _MERGE = 14, 2
 
 Picture = Strip | Scene | Chart
@@ -69,11 +68,10 @@ class LanguageBatches:
 
 @dataclass(frozen=True, kw_only=True)
 class SightBatch:
-    """Pictures; for each visual token what it shows (an index into `SHOWN`), and that thing's place in the picture from 1."""
+    """Pictures, and for each visual token what it shows: an index into `SHOWN`."""
 
     vision: VisionBatch
     shown_R: Tensor
-    places_R: Tensor
 
 
 class SightBatches:
@@ -109,13 +107,12 @@ def sight_batch(pictures: list[Picture]) -> SightBatch:
     )
     return SightBatch(
         vision=vision,
-        shown_R=torch.from_numpy(np.concatenate([shown for shown, _ in labels])),
-        places_R=torch.from_numpy(np.concatenate([places for _, places in labels])),
+        shown_R=torch.from_numpy(np.concatenate(labels)),
     )
 
 
-def token_labels(size: tuple[int, ...], marks: list[Mark]) -> tuple[np.ndarray, np.ndarray]:
-    """What each visual token of a picture of this height and width shows, and at which place; row by row.
+def token_labels(size: tuple[int, ...], marks: list[Mark]) -> np.ndarray:
+    """What each visual token of a picture of this height and width shows, row by row.
 
     A token shows the mark nearest to its centre, if that mark's body covers the centre; a mark between token centres is shown
     by the nearest token.
@@ -126,5 +123,5 @@ def token_labels(size: tuple[int, ...], marks: list[Mark]) -> tuple[np.ndarray, 
     )
     distance_MR[np.arange(len(marks)), distance_MR.argmin(1)] = 0
     nearest_R, covered_R = distance_MR.argmin(0), distance_MR.min(0) < 1
-    names, places = np.array([(SHOWN.index(mark.name), mark.place) for mark in marks]).T
-    return np.where(covered_R, names[nearest_R], NOTHING), np.where(covered_R, places[nearest_R], NO_PLACE)
+    names = np.array([SHOWN.index(mark.name) for mark in marks])
+    return np.where(covered_R, names[nearest_R], NOTHING)

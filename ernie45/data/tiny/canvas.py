@@ -20,11 +20,9 @@ _MARGIN = 1  # empty source pixels around a digit, so that interpolation at its 
 
 
 class Mark(NamedTuple):
-    """Something a picture shows: its name, its place in the picture's order (from 1), its centre in pixels from the top left,
-    and how far its body goes from there."""
+    """Something a picture shows: its name, its centre in pixels from the top left, and how far its body goes from there."""
 
     name: str
-    place: int
     x: float
     y: float
     half_width: float

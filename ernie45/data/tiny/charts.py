@@ -31,7 +31,7 @@ _GLYPHS = {
 _ROWS = {3: 4, 4: 4, 5: 3}  # of the picture in cells, by the number of bars; each bar has a column of cells to itself
 _UNIT = {4: 9, 3: 7}  # pixels for one, by rows
 _FOOT = 17  # pixels below the bars, for the labels
-_BARS: tuple[Colour, ...] = ((70, 110, 200), (200, 90, 60), (70, 150, 90), (130, 90, 170), (90, 90, 90))
+_BARS: tuple[Colour, ...] = ((70, 110, 200), (200, 90, 60), (70, 150, 90), (130, 90, 170), (130, 130, 130))
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Chart:
         marks = []
         for place, (label, value) in enumerate(zip(self.labels, self.values, strict=True), 1):
             x, bar = (place - 0.5) * CELL, (height - CELL) / 2
-            marks.append(Mark(str(value), place, x, bar, CELL / 2, bar))
-            marks.append(Mark(label, place, x, height - CELL / 2, CELL / 2, CELL / 2))
+            marks.append(Mark(str(value), x, bar, CELL / 2, bar))
+            marks.append(Mark(label, x, height - CELL / 2, CELL / 2, CELL / 2))
         return marks
 
 

@@ -43,11 +43,11 @@ def tiny_config() -> ModelConfig:
 
 @functools.lru_cache(maxsize=1)
 def tiny_processor() -> Processor:
-    """A fresh tokenizer trained on the generated text, and picture sizes from 4 to 16 visual tokens. Always the same."""
+    """A fresh tokenizer trained on the generated text, and picture sizes from 1 to 16 visual tokens. Always the same."""
     config = ProcessorConfig(
-        image_min_pixels=4 * CELL**2,
+        image_min_pixels=CELL**2,
         image_max_pixels=MAX_CELLS * CELL**2,
-        video_min_pixels=4 * CELL**2,
+        video_min_pixels=CELL**2,
         video_max_pixels=MAX_CELLS * CELL**2,
         video_max_frames=32,
         render_timestamp=False,

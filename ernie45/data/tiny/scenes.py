@@ -22,7 +22,7 @@ COLOURS: dict[str, Colour] = {
     "purple": (150, 60, 190),
 }
 THING_NAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
-_SIZES = ((4, 4), (3, 5), (3, 4), (4, 3))
+_SIZES = ((2, 2), (2, 3), (3, 2), (3, 3))
 _WORDS = ("", "a", "two", "three", "four")
 _RELATIONS = {
     "left of": lambda a, b: a.x < b.x,
@@ -61,9 +61,7 @@ class Scene:
 
     @property
     def marks(self) -> list[Mark]:
-        return [
-            Mark(thing.name, place, thing.x, thing.y, thing.radius, thing.radius) for place, thing in enumerate(self.things, 1)
-        ]
+        return [Mark(thing.name, thing.x, thing.y, thing.radius, thing.radius) for thing in self.things]
 
 
 def scene(rng: Random, num_things: int | None = None) -> Scene:

@@ -14,16 +14,7 @@ from ernie45.data.tiny.digits import DigitSet
 from ernie45.data.tiny.sample import Sample, Turn
 from ernie45.data.tiny.sums import compared, running_sum
 
-MIN_SIZE, MAX_SIZE = 34, 50
-# Sizes of a strip's picture in cells (rows, columns) by its number of digits. The first list is made of small pictures, the
-# second of those that an enlarged copy comes back to when the processor shrinks it to 16 cells.
-_SMALL = {1: ((2, 2),), 2: ((2, 3), (2, 4)), 3: ((2, 4), (2, 5)), 4: ((2, 5), (2, 6))}
-_FULL = {
-    1: ((4, 4), (3, 4), (3, 5)),
-    2: ((3, 4), (2, 6), (3, 5), (4, 4)),
-    3: ((2, 6), (2, 7), (3, 5), (3, 4)),
-    4: ((2, 7), (2, 8), (3, 5), (2, 6)),
-}
+MIN_SIZE, MAX_SIZE = 22, 28
 
 _READ = ("Read the digits.", "What number is shown?", "Which digits are these?")
 _SUM = ("Add the digits.", "What is the sum of the digits?", "What do the digits add up to?")
@@ -53,10 +44,7 @@ class Strip:
     @property
     def marks(self) -> list[Mark]:
         """A written digit's body is taken as 0.84 of its square's side wide and 1.14 high: a little more than its ink."""
-        return [
-            Mark(str(digit.label), place, digit.x, digit.y, 0.42 * digit.size, 0.57 * digit.size)
-            for place, digit in enumerate(self.digits, 1)
-        ]
+        return [Mark(str(digit.label), digit.x, digit.y, 0.42 * digit.size, 0.57 * digit.size) for digit in self.digits]
 
     @property
     def labels(self) -> list[int]:
@@ -76,26 +64,19 @@ class StripWriter:
         self._distort = distort
         self._alike = [np.flatnonzero(digits.labels_N == label).tolist() for label in range(10)]
 
-    def strip(self, rng: Random, num_digits: int, small: bool | None = None) -> Strip:
-        """A strip of 1 to 4 digits. small: the picture's size class; by chance if None."""
-        small = rng.random() < 0.5 if small is None else small
-        rows, columns = rng.choice((_SMALL if small else _FULL)[num_digits])
-        height, width = rows * CELL, columns * CELL
-        size, pitch = _spacing(rng, num_digits, height, width)
+    def strip(self, rng: Random, num_digits: int) -> Strip:
+        """A strip of 1 to 4 digits, each in a cell of its own: one visual token shows one digit."""
         palette = random_palette(rng)
-        ink_HW = np.zeros((height, width), dtype=np.uint8)
-        left = rng.uniform(0, width - size - pitch * (num_digits - 1))
-        top = rng.uniform(0, height - size)
+        ink_HW = np.zeros((CELL, num_digits * CELL), dtype=np.uint8)
         placed = []
         for place in range(num_digits):
             index = rng.randrange(len(self._labels))
-            x = min(width - size, max(0, round(left + place * pitch + rng.uniform(-1.5, 1.5))))
-            y = min(height - size, max(0, round(top + rng.uniform(-4, 4))))
-            mask = digit_mask(rng, self._image(rng, index), size, self._distort)
-            window = ink_HW[y : y + size, x : x + size]
-            np.maximum(window, mask, out=window)
+            size = rng.randint(MIN_SIZE, MAX_SIZE)
+            slack = CELL - size
+            x, y = place * CELL + rng.randint(0, slack), rng.randint(0, slack)
+            ink_HW[y : y + size, x : x + size] = digit_mask(rng, self._image(rng, index), size, self._distort)
             placed.append(Placed(self._labels[index], x + size / 2, y + size / 2, size))
-        return Strip(blend(blank(rng, rows, columns, palette.paper), ink_HW, palette.ink), tuple(placed))
+        return Strip(blend(blank(rng, 1, num_digits, palette.paper), ink_HW, palette.ink), tuple(placed))
 
     def _image(self, rng: Random, index: int) -> np.ndarray:
         if not self._distort:
@@ -113,7 +94,7 @@ class StripWriter:
         """Add 2 to 4 digits: of one strip, or (apart) of as many pictures with one digit each. By chance if None."""
         apart = rng.random() < 0.3 if apart is None else apart
         if apart:
-            strips = [self.strip(rng, 1, small=rng.random() < 0.8) for _ in range(num_digits)]
+            strips = [self.strip(rng, 1) for _ in range(num_digits)]
             question = rng.choice(_SUM_PICTURES)
         else:
             strips, question = [self.strip(rng, num_digits)], rng.choice(_SUM)
@@ -126,10 +107,10 @@ class StripWriter:
         if rng.random() < 0.5:
             strip = self.strip(rng, rng.randint(2, 4))
             return _about(rng, "compare", [strip], _extreme(rng, strip))
-        first = self.strip(rng, rng.randint(1, 2), small=True)
-        second = self.strip(rng, rng.randint(1, 2), small=True)
+        first = self.strip(rng, rng.randint(1, 2))
+        second = self.strip(rng, rng.randint(1, 2))
         while second.number == first.number:
-            second = self.strip(rng, rng.randint(1, 2), small=True)
+            second = self.strip(rng, rng.randint(1, 2))
         thought = f"Picture 1:{first.number}\nPicture 2:{second.number}\n{compared(first.number, second.number)}"
         answer = f"Picture {1 if first.number > second.number else 2}"
         return _about(rng, "compare", [first, second], Turn(question=rng.choice(_LARGER), reasoning=thought, answer=answer))
@@ -145,16 +126,6 @@ class StripWriter:
         turns = [_reading(rng, strip), _adding(rng, strip), _extreme(rng, strip), _caption(rng, strip)]
         first, second = rng.sample(turns, 2)
         return Sample(skill="talk", turn=second, history=(first,), pictures=(strip.picture_HWC,))
-
-
-def _spacing(rng: Random, num_digits: int, height: int, width: int) -> tuple[int, float]:
-    """A digit's side and the distance from one to the next that fit the picture. Ink is narrower than the square it is in."""
-    widest = (width - 2) / (1 + 0.8 * (num_digits - 1))
-    size = int(rng.uniform(min(MIN_SIZE, widest), min(MAX_SIZE, widest, height - 2)))
-    if num_digits == 1:
-        return size, 0.0
-    room = (width - size - 2) / (num_digits - 1)
-    return size, rng.uniform(min(0.8 * size, room), min(1.15 * size, room))
 
 
 def _listed(labels: list[int]) -> str:

@@ -1,54 +1,52 @@
-"""The vision tower's first objective: every visual token says what it shows, and its place among the things shown.
+"""The vision tower's first objective: every visual token says what it shows, in the decoder's own words.
 
-Knows nothing about language.
+Knows nothing about sequences. The head is the decoder's embedding, at rest: a token that shows a seven is drawn towards the
+embedding of "7", one that shows a red circle towards the sum of " red" and " circle". What the tower then says, the decoder
+already understands; it only has to learn where to look.
 """
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ernie45.data.tiny.batches import NOTHING, NUM_PLACES, SHOWN, SightBatch
+from ernie45.data.tiny.batches import NOTHING, SHOWN, SightBatch
 from ernie45.model.multimodal import ErnieModel
+from ernie45.processor.tokenizer import Tokenizer
 from ernie45.train.objectives.loss import Loss
 
 
-class SightHead(nn.Module):
-    """A linear head on the resampler's output [R, D]: logits over `SHOWN` and over places."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(hidden_size, len(SHOWN) + NUM_PLACES)
-
-    def forward(self, features_RD: Tensor) -> tuple[Tensor, Tensor]:
-        shown_RV, places_RV = self.proj(features_RD).split((len(SHOWN), NUM_PLACES), dim=-1)
-        return shown_RV, places_RV
-
-
 class SightOutputs(NamedTuple):
-    """Logits of each visual token: shown_RV [R, len(SHOWN)] and places_RV [R, NUM_PLACES]."""
+    """shown_RC: logits of each visual token over `SHOWN`."""
 
-    shown_RV: Tensor
-    places_RV: Tensor
+    shown_RC: Tensor
 
 
-def sight_forward(model: ErnieModel, head: SightHead, batch: SightBatch) -> SightOutputs:
-    """Tower, resampler and head."""
-    return SightOutputs(*head(model.encode_vision(batch.vision)))
+def word_counts(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
+    """fp32 [C, V]: how often each token stands in the name of each of `SHOWN`; nothing has no name, so its logit is 0."""
+    counts_CV = torch.zeros(len(SHOWN), vocab_size)
+    for index, name in enumerate(SHOWN):
+        if index != NOTHING:
+            ids = tokenizer.encode(f" {name}" if " " in name else name)
+            counts_CV[index].scatter_add_(0, torch.tensor(ids), torch.ones(len(ids)))
+    return counts_CV
+
+
+def sight_forward(model: ErnieModel, counts_CV: Tensor, batch: SightBatch) -> SightOutputs:
+    """Tower and resampler; the logit of a name is the product with the sum of its embeddings."""
+    names_CD = counts_CV @ model.embed_tokens.weight.detach()
+    return SightOutputs(model.encode_vision(batch.vision) @ names_CD.T)
 
 
 def sight_loss(outputs: SightOutputs, batch: SightBatch, config: object = None) -> Loss:
-    """Sum of the two cross entropies, averaged over visual tokens. Accuracy counts tokens that show something."""
-    shown_R, places_R = batch.shown_R, batch.places_R
-    loss = F.cross_entropy(outputs.shown_RV, shown_R) + F.cross_entropy(outputs.places_RV, places_R)
+    """Cross entropy, averaged over visual tokens. Accuracy counts tokens that show something."""
+    shown_R = batch.shown_R
+    loss = F.cross_entropy(outputs.shown_RC, shown_R)
     filled_R = shown_R != NOTHING
-    right_R = (outputs.shown_RV.detach().argmax(-1) == shown_R) & filled_R
-    placed_R = (outputs.places_RV.detach().argmax(-1) == places_R) & filled_R
-    count = int(torch.count_nonzero(filled_R))
+    right_R = (outputs.shown_RC.detach().argmax(-1) == shown_R) & filled_R
     metrics: dict[str, tuple[Tensor | float, float]] = {
         "loss": (loss.detach() * len(shown_R), len(shown_R)),
-        "accuracy": (right_R.sum(), count),
-        "place_accuracy": (placed_R.sum(), count),
+        "accuracy": (right_R.sum(), int(torch.count_nonzero(filled_R))),
     }
     return Loss(loss, metrics)

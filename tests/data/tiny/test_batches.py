@@ -10,7 +10,6 @@ import torch
 from ernie45.config.errors import DataError
 from ernie45.data.packing import IGNORED, collate, fill
 from ernie45.data.tiny.batches import (
-    NO_PLACE,
     NOTHING,
     SHOWN,
     LanguageBatches,
@@ -78,35 +77,36 @@ def test_a_budget_too_small_is_an_error(processor: Processor) -> None:
         fill(10, lambda index: item)
 
 
-def test_token_labels_name_what_is_shown_and_its_place() -> None:
+def test_token_labels_name_what_is_shown() -> None:
     """Two marks, the first over the upper left token, the second between two columns of the lower row."""
-    marks = [Mark("7", 1, 14.0, 14.0, 12, 12), Mark("red circle", 2, 84.0, 42.0, 15, 15)]
-    shown, places = token_labels((56, 112), marks)
+    marks = [Mark("7", 14.0, 14.0, 12, 12), Mark("red circle", 84.0, 42.0, 15, 15)]
     circle = SHOWN.index("red circle")
-    assert shown.tolist() == [7, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, circle, circle]
-    assert places.tolist() == [1, NO_PLACE, NO_PLACE, NO_PLACE, NO_PLACE, NO_PLACE, 2, 2]
+    expected = [7, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, circle, circle]
+    assert token_labels((56, 112), marks).tolist() == expected
 
 
-def test_everything_in_a_picture_is_labelled_in_order() -> None:
-    batch = SightBatches(0, 40, training_digits("fit"))(0, 0)
-    again = SightBatches(0, 40, training_digits("fit"))(0, 0)
-    assert torch.equal(batch.shown_R, again.shown_R)
-    sizes = [grid[1] * grid[2] // 4 for grid in batch.vision.grids]
-    for shown, places in zip(batch.shown_R.split(sizes), batch.places_R.split(sizes), strict=True):
-        present = sorted(set(places[places != NO_PLACE].tolist()))
-        assert present == list(range(1, len(present) + 1))
-        assert ((shown == NOTHING) == (places == NO_PLACE)).all()
-    assert set(batch.shown_R.tolist()) > {0, 5, 9, NOTHING}
-    assert batch.shown_R.max() > NOTHING
+def test_every_token_of_a_strip_shows_its_digit() -> None:
+    rng, writer = Random(0), _writer()
+    for num_digits in (1, 2, 3, 4):
+        strip = writer.strip(rng, num_digits)
+        assert token_labels(strip.picture_HWC.shape[:2], strip.marks).tolist() == strip.labels
+
+
+def test_the_vision_stage_shows_everything() -> None:
+    batch = SightBatches(0, 60, training_digits("fit"))(0, 0)
+    assert torch.equal(batch.shown_R, SightBatches(0, 60, training_digits("fit"))(0, 0).shown_R)
+    assert len(batch.shown_R) == sum(grid[1] * grid[2] // 4 for grid in batch.vision.grids)
+    shown = {SHOWN[index] for index in batch.shown_R.tolist()}
+    assert shown > {*"0123456789", "nothing"}
+    assert any(" " in name for name in shown), "a coloured shape"
+    assert shown & {"A", "B", "C", "D"}, "a bar's label"
 
 
 def test_a_bars_column_shows_its_value_and_its_label() -> None:
     made = chart(Random(1))
-    shown, places = token_labels(made.picture_HWC.shape[:2], made.marks)
-    columns = shown.reshape(-1, len(made.values))
+    columns = token_labels(made.picture_HWC.shape[:2], made.marks).reshape(-1, len(made.values))
     assert (columns[:-1] == np.array(made.values)).all()
     assert [SHOWN[label] for label in columns[-1]] == list(made.labels)
-    assert (places.reshape(columns.shape) == np.arange(1, len(made.values) + 1)).all()
 
 
 def _writer() -> StripWriter:
