@@ -119,9 +119,9 @@ class TinyTrainConfig:
     """
 
     seed: int = 0
-    vision_steps: int = 700
-    joint_steps: int = 250
-    supervised_steps: int = 2000
+    vision_steps: int = 500
+    joint_steps: int = 200
+    supervised_steps: int = 1400
     pictures: int = 48
     token_budget: int = 1600
     joint_thinking: float = 0.6

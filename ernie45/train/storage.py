@@ -8,7 +8,6 @@ import io
 import json
 import os
 import pickle
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Put data at path so that at every moment the old file or the new one is there, whole. StorageError if it cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        # Not tempfile: its files are for their owner alone, and a model is for everyone who may read the folder.
+        name = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with name.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
