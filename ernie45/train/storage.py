@@ -26,8 +26,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not tempfile: its files are for their owner alone, and a model is for everyone who may read the folder.
         name = path.with_name(f".{path.name}.{os.getpid()}.part")
+        descriptor = os.open(name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666)
         try:
-            with name.open("wb") as file:
+            with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
