@@ -121,7 +121,7 @@ class TinyTrainConfig:
     seed: int = 0
     vision_steps: int = 500
     joint_steps: int = 200
-    supervised_steps: int = 1400
+    supervised_steps: int = 1750
     pictures: int = 48
     token_budget: int = 1600
     joint_thinking: float = 0.6

@@ -64,16 +64,21 @@ def sample_makers() -> dict[str, Callable[[Random], Sample]]:
         "sum": strip(3, lambda labels: ("Add the digits.", str(sum(labels)))),
         "read": strip(4, lambda labels: ("What number is shown?", "".join(map(str, labels)))),
         "largest": strip(3, lambda labels: ("What is the largest digit?", str(max(labels)))),
-        "scene": scenes.place_question,
+        "scene": scenes.colour_question,
         "chart": charts.total_question,
         "caption": scenes.describe_scene,
     }
 
 
 def _choose(llm: LLM, processor: Processor, candidates: list[Sample], direct_fails: bool) -> Sample | None:
-    thinking, direct = (answer(llm, processor, candidates, mode) for mode in (True, False))
-    for sample, (with_thoughts, stopped), (without, _) in zip(candidates, thinking, direct, strict=True):
-        right = stopped and is_right(with_thoughts, sample.turn.answer)
-        if right and not (direct_fails and is_right(without, sample.turn.answer)):
-            return sample
+    """The first candidate answered right; asked alone, as a user will: in a batch, bf16 may round another way."""
+    for sample in candidates:
+        ((with_thoughts, stopped),) = answer(llm, processor, [sample], True)
+        if not (stopped and is_right(with_thoughts, sample.turn.answer)):
+            continue
+        if direct_fails:
+            ((without, _),) = answer(llm, processor, [sample], False)
+            if is_right(without, sample.turn.answer):
+                continue
+        return sample
     return None

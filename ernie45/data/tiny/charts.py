@@ -87,7 +87,8 @@ def value_question(rng: Random) -> Sample:
     place = rng.randrange(len(made.labels))
     label = made.labels[place]
     question = rng.choice((f"What is the value of {label}?", f"How high is bar {label}?"))
-    return _about(rng, "chart_value", made, question, made.listing, str(made.values[place]))
+    value = made.values[place]
+    return _about(rng, "chart_value", made, question, f"{made.listing}\n{label}={value}", str(value))
 
 
 def highest_question(rng: Random) -> Sample:
@@ -97,7 +98,9 @@ def highest_question(rng: Random) -> Sample:
         if made.values.count(max(made.values)) == 1:
             break
     question = rng.choice(("Which bar is the highest?", "What is the highest bar?"))
-    return _about(rng, "chart_highest", made, question, made.listing, made.labels[made.values.index(max(made.values))])
+    value = max(made.values)
+    label = made.labels[made.values.index(value)]
+    return _about(rng, "chart_highest", made, question, f"{made.listing}\n{label}={value}", label)
 
 
 def total_question(rng: Random) -> Sample:
