@@ -83,7 +83,7 @@ def our_step(model: ErnieModel, batch: Batch) -> float:
     rows_R = (targets_T != -100).nonzero()[:, 0]
     hidden_TD = model(pack(batch.inputs)).hidden_TD
     weights_R = torch.full((len(rows_R),), 1 / len(rows_R))
-    loss, _ = linear_cross_entropy(hidden_TD[rows_R], model.embed_tokens.weight, targets_T[rows_R], weights_R)
+    loss = linear_cross_entropy(hidden_TD[rows_R], model.head_weight, targets_T[rows_R], weights_R).loss
     loss.backward()
     return float(loss.detach())
 

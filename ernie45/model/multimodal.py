@@ -72,6 +72,11 @@ class ErnieModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed_tokens.weight.dtype
 
+    @property
+    def head_weight(self) -> Tensor:
+        """The output embedding [V, D]: the input embedding if they are tied."""
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Normal with std sqrt(1 / (3 * hidden)) for matrices, as in Baidu's VL code; ones and zeros elsewhere.
@@ -137,10 +142,9 @@ class ErnieModel(nn.Module):
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Head: [R, D] -> [R, V] in the model's dtype. Choose the rows first; the vocabulary is wide."""
-        weight_VD = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         if decode.serves(hidden_RD):
-            return decode.linear(hidden_RD, weight_VD)
-        return F.linear(hidden_RD, weight_VD)
+            return decode.linear(hidden_RD, self.head_weight)
+        return F.linear(hidden_RD, self.head_weight)
 
     def predict_ahead(self, depth: int, next_ids_T: Tensor, previous_TD: Tensor, batch: PackedBatch) -> ModelOutput:
         """Multi-token prediction module `depth`: hidden states for the token after next.

@@ -3,6 +3,8 @@
 Knows nothing about tokens, shifting or which rows are trained.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,24 +13,31 @@ CHUNK_ELEMENTS = 2**22
 """Logits computed at a time: 16 MB in fp32, which stays in a last-level cache instead of going through memory."""
 
 
-def linear_cross_entropy(hidden_RD: Tensor, head_VD: Tensor, labels_R: Tensor, row_weights_R: Tensor) -> tuple[Tensor, Tensor]:
-    """sum_r row_weights[r] * -log softmax(hidden[r] head^T)[labels[r]], and the unweighted terms.
+class CrossEntropy(NamedTuple):
+    """loss: fp32 scalar, with gradient. losses_R: fp32, unweighted. right_R: bool, whether the label is the likeliest token."""
+
+    loss: Tensor
+    losses_R: Tensor
+    right_R: Tensor
+
+
+def linear_cross_entropy(hidden_RD: Tensor, head_VD: Tensor, labels_R: Tensor, row_weights_R: Tensor) -> CrossEntropy:
+    """sum_r row_weights[r] * -log softmax(hidden[r] head^T)[labels[r]], and what it is made of.
 
     hidden [R, D], head [V, D], labels int64 [R] in 0 ... V - 1, row_weights fp32 [R]. Softmax is fp32.
-    Returns (fp32 scalar with gradient to hidden and head, fp32 [R] without). R may be 0.
+    Only the loss has a gradient, to hidden and head. R may be 0.
 
     The weights are known before the backward pass, so gradients are computed chunk by chunk in the forward pass, where
     the logits are; the backward pass only scales them. Peak memory is one chunk instead of R * V.
     """
-    return _LinearCrossEntropy.apply(hidden_RD, head_VD, labels_R, row_weights_R)  # type: ignore[return-value]
+    return CrossEntropy(*_LinearCrossEntropy.apply(hidden_RD, head_VD, labels_R, row_weights_R))  # type: ignore[misc]
 
 
-def linear_cross_entropy_reference(
-    hidden_RD: Tensor, head_VD: Tensor, labels_R: Tensor, row_weights_R: Tensor
-) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy_reference(hidden_RD: Tensor, head_VD: Tensor, labels_R: Tensor, row_weights_R: Tensor) -> CrossEntropy:
     """The same through whole logits."""
-    losses_R = F.cross_entropy(F.linear(hidden_RD, head_VD).float(), labels_R, reduction="none")
-    return (losses_R * row_weights_R).sum(), losses_R.detach()
+    logits_RV = F.linear(hidden_RD, head_VD).float()
+    losses_R = F.cross_entropy(logits_RV, labels_R, reduction="none")
+    return CrossEntropy((losses_R * row_weights_R).sum(), losses_R.detach(), logits_RV.detach().argmax(-1) == labels_R)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -38,6 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         num_rows, (vocab, _) = len(hidden_RD), head_VD.shape
         chunk = max(128, CHUNK_ELEMENTS // vocab)
         losses_R = torch.empty(num_rows, dtype=torch.float32, device=hidden_RD.device)
+        right_R = torch.empty(num_rows, dtype=torch.bool, device=hidden_RD.device)
         hidden_grad_RD = torch.empty_like(hidden_RD) if wants_hidden else None
         # Summed in fp32: a bf16 sum over chunks would lose the small ones.
         head_grad_VD = torch.zeros_like(head_VD, dtype=torch.float32) if wants_head else None
@@ -47,6 +57,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_CD, labels_C1 = hidden_RD[rows], labels_R[rows, None]
             logits_CV = torch.mm(hidden_CD, head_VD.T, out=buffer[: len(hidden_CD)]).float()
             logsumexp_C1 = logits_CV.logsumexp(-1, keepdim=True)
+            right_R[rows] = logits_CV.argmax(-1) == labels_R[rows]
             losses_R[rows] = (logsumexp_C1 - logits_CV.gather(1, labels_C1))[:, 0]
             if not (wants_hidden or wants_head):
                 continue
@@ -63,11 +74,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     head_grad_VD += grad_CV.T @ hidden_CD
         ctx.save_for_backward(hidden_grad_RD, head_grad_VD)
         ctx.head_dtype = head_VD.dtype
-        ctx.mark_non_differentiable(losses_R)
-        return (losses_R * row_weights_R).sum(), losses_R
+        ctx.mark_non_differentiable(losses_R, right_R)
+        return (losses_R * row_weights_R).sum(), losses_R, right_R
 
     @staticmethod
-    def backward(ctx, loss_grad: Tensor, _: Tensor | None):
+    def backward(ctx, loss_grad: Tensor, *_: Tensor | None):
         hidden_grad_RD, head_grad_VD = ctx.saved_tensors
         if hidden_grad_RD is not None:
             hidden_grad_RD = hidden_grad_RD * loss_grad.to(hidden_grad_RD.dtype)

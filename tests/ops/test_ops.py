@@ -151,8 +151,8 @@ def test_linear_cross_entropy(generator: torch.Generator, num_rows: int, monkeyp
     weights = torch.rand(num_rows, generator=generator)
     results = []
     for fn in (linear_cross_entropy, linear_cross_entropy_reference):
-        loss, terms = fn(hidden, head, labels, weights)
-        results.append((loss, terms, *torch.autograd.grad(loss * 3, [hidden, head])))
+        terms = fn(hidden, head, labels, weights)
+        results.append((*terms, *torch.autograd.grad(terms.loss * 3, [hidden, head])))
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
@@ -163,8 +163,8 @@ def test_linear_cross_entropy_in_bf16_and_with_a_frozen_head(generator: torch.Ge
     labels = torch.randint(0, 12, (30,), generator=generator)
     results = []
     for fn in (linear_cross_entropy, linear_cross_entropy_reference):
-        loss, terms = fn(hidden, head, labels, torch.ones(30))
-        assert loss.dtype == terms.dtype == torch.float32
+        loss, losses, _ = fn(hidden, head, labels, torch.ones(30))
+        assert loss.dtype == losses.dtype == torch.float32
         results.append((loss, *torch.autograd.grad(loss, [hidden])))
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)

@@ -7,46 +7,46 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ernie45.config.train import RouterConfig
 from ernie45.data.packing import LanguageBatch
 from ernie45.model.moe import RouterOutput
 from ernie45.model.multimodal import ErnieModel
+from ernie45.ops.cross_entropy import CrossEntropy, linear_cross_entropy
 from ernie45.train.objectives.loss import Loss
 from ernie45.train.objectives.routing import gradient_only, router_losses
 
 
 class LanguageOutputs(NamedTuple):
-    """logits_RV of the rows that have a label, and the routers of every MoE layer."""
+    """hidden_RD: last hidden states of the rows with a label; head_VD: the output embedding; routers of every MoE layer."""
 
-    logits_RV: Tensor
+    hidden_RD: Tensor
+    head_VD: Tensor
     routers: list[list[RouterOutput]]
 
 
 def language_forward(model: ErnieModel, batch: LanguageBatch) -> LanguageOutputs:
-    """Run the model; the head only on rows with a label."""
+    """Run the model; of its rows only those with a label go on to the loss."""
     out = model(batch.packed)
-    return LanguageOutputs(model.logits(out.hidden_TD.index_select(0, batch.rows_R)), out.routers)
+    return LanguageOutputs(out.hidden_TD.index_select(0, batch.rows_R), model.head_weight, out.routers)
 
 
 def language_loss(outputs: LanguageOutputs, batch: LanguageBatch, config: RouterConfig) -> Loss:
     """Token-balanced cross entropy plus router losses (gradient only)."""
-    ce_R = F.cross_entropy(outputs.logits_RV.float(), batch.labels_R, reduction="none")
-    loss = gradient_only(token_balanced_loss(ce_R, batch.token_budget), router_losses(outputs.routers, config))
-    detached_R = ce_R.detach()
-    right_R = outputs.logits_RV.detach().argmax(-1) == batch.labels_R
-    count = len(ce_R)
-    return Loss(loss, {"loss": (detached_R.sum(), count), "accuracy": (right_R.sum(), count)})
+    count = len(outputs.hidden_RD)
+    terms = token_balanced_loss(outputs.hidden_RD, outputs.head_VD, batch.labels_R, batch.token_budget)
+    loss = gradient_only(terms.loss, router_losses(outputs.routers, config))
+    return Loss(loss, {"loss": (terms.losses_R.sum(), count), "accuracy": (terms.right_R.sum(), count)})
 
 
-def token_balanced_loss(ce_R: Tensor, num_tokens: int) -> Tensor:
-    """Cross entropies of the labelled tokens with the mean as value and the sum over `num_tokens` as gradient.
+def token_balanced_loss(hidden_RD: Tensor, head_VD: Tensor, labels_R: Tensor, num_tokens: int) -> CrossEntropy:
+    """Cross entropy of the labelled tokens with the mean as value and the sum over `num_tokens` as gradient.
 
     num_tokens is a constant: all tokens a step has room for, pictures and prompts included. In sample i a label so counts
     1 / (labelled + masked tokens), not 1 / labelled: a long picture with a short answer does not outweigh a text.
     Source: ERNIE 4.5's token-balanced loss.
     """
-    balanced = ce_R.sum() / num_tokens
-    mean = ce_R.detach().mean() if len(ce_R) else torch.zeros(())
-    return balanced - balanced.detach() + mean
+    row_weights_R = torch.full((len(hidden_RD),), 1 / num_tokens, device=hidden_RD.device)
+    terms = linear_cross_entropy(hidden_RD, head_VD, labels_R, row_weights_R)
+    mean = terms.losses_R.mean() if len(hidden_RD) else torch.zeros_like(terms.loss)
+    return terms._replace(loss=terms.loss - terms.loss.detach() + mean)

@@ -12,32 +12,39 @@ from ernie45.train.objectives.language import language_forward, language_loss, t
 NO_ROUTER_LOSS = RouterConfig(aux_weight=0, z_weight=0)
 
 
-def test_token_balanced_value_is_the_mean_and_gradient_the_constant_one() -> None:
-    ce = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
-    loss = token_balanced_loss(ce, num_tokens=30)
-    assert loss.item() == pytest.approx(3.0)
-    loss.backward()
-    assert ce.grad is not None
-    assert torch.allclose(ce.grad, torch.full((3,), 1 / 30))
-
-
-def test_token_balanced_gradient_is_that_of_the_samples_own_losses() -> None:
-    """L_i = sum(ce) / (labelled + masked tokens of i); weighting samples by their length gives the constant divisor."""
+@pytest.fixture
+def rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden states [27, 6], head [9, 6] and labels [27]."""
     generator = torch.Generator().manual_seed(0)
+    hidden, head = (torch.randn(count, 6, generator=generator).requires_grad_() for count in (27, 9))
+    return hidden, head, torch.randint(0, 9, (27,), generator=generator)
+
+
+def test_token_balanced_value_is_the_mean_and_gradient_the_constant_one(rows) -> None:
+    hidden, head, labels = rows
+    ce = F.cross_entropy(hidden @ head.T, labels, reduction="none")
+    terms = token_balanced_loss(hidden, head, labels, num_tokens=90)
+    assert terms.loss.item() == pytest.approx(ce.mean().item(), rel=1e-5)
+    got, expected = (torch.autograd.grad(loss, [hidden, head]) for loss in (terms.loss, ce.sum() / 90))
+    torch.testing.assert_close(got, expected)
+
+
+def test_token_balanced_gradient_is_that_of_the_samples_own_losses(rows) -> None:
+    """L_i = sum(ce) / (labelled + masked tokens of i); weighting samples by their length gives the constant divisor."""
+    hidden, head, labels = rows
     lengths, labelled = [10, 40, 25], [3, 4, 20]
-    ce = [torch.rand(count, generator=generator, requires_grad=True) for count in labelled]
+    ce = F.cross_entropy(hidden @ head.T, labels, reduction="none").split(labelled)
     total = sum(lengths)
     own = torch.stack([length / total * (one.sum() / length) for one, length in zip(ce, lengths, strict=True)]).sum()
-    expected = torch.autograd.grad(own, ce)
-    got = torch.autograd.grad(token_balanced_loss(torch.cat(ce), total), ce)
-    for left, right in zip(got, expected, strict=True):
-        assert torch.allclose(left, right)
+    expected = torch.autograd.grad(own, [hidden, head])
+    got = torch.autograd.grad(token_balanced_loss(hidden, head, labels, total).loss, [hidden, head])
+    torch.testing.assert_close(got, expected)
 
 
 def test_loss_equals_cross_entropy_on_labelled_rows(model: ErnieModel, picture_batch: LanguageBatch) -> None:
     outputs = language_forward(model, picture_batch)
     loss = language_loss(outputs, picture_batch, NO_ROUTER_LOSS)
-    expected = F.cross_entropy(outputs.logits_RV, picture_batch.labels_R)
+    expected = F.cross_entropy(outputs.hidden_RD @ outputs.head_VD.T, picture_batch.labels_R)
     assert loss.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     value, count = loss.metrics["loss"]
     assert float(value) / count == pytest.approx(expected.item(), rel=1e-5)
