@@ -9,8 +9,6 @@ program, not the disk. Knows nothing about other benchmarks.
 """
 
 import argparse
-import json
-import platform
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bench.report import write_result
 from ernie45.checkpoint import load_model, save_model
 from ernie45.config.model import ExpertPoolConfig, ModelConfig, VisionConfig
 from ernie45.model.multimodal import ErnieModel
@@ -79,46 +78,54 @@ def measure(load: Callable[[], torch.nn.Module]) -> Timing:
     return Timing(called, perf_counter() - begin, process_time() - cpu)
 
 
-def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Alternate the two and give medians, and transformers' median over ours: above 1 we are faster."""
-    ways = loaders(folder, arguments.family, DTYPES[arguments.dtype])
-    timings: dict[str, list[Timing]] = {name: [] for name in ways}
-    for number in range(arguments.runs + 1):
-        for name in ways if number % 2 else reversed(ways):
-            timing = measure(ways[name])
-            if number:
-                timings[name].append(timing)
-    medians = {name: Timing(*map(median, zip(*own, strict=True))) for name, own in timings.items()}
+def run(family: str, arguments: argparse.Namespace) -> dict[str, object]:
+    """One row of the result: medians of alternating loads; a ratio above 1 says that we are faster."""
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
+        folder = Path(temporary) / "model"
+        save_model(ErnieModel(config_of(family, arguments.scale), dtype=torch.bfloat16), folder, "native")
+        ways = loaders(folder, family, DTYPES[arguments.dtype])
+        timings: dict[str, list[Timing]] = {name: [] for name in ways}
+        for number in range(arguments.runs + 1):
+            for name in ways if number % 2 else reversed(ways):
+                timing = measure(ways[name])
+                if number:
+                    timings[name].append(timing)
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    ours, theirs = (Timing(*map(median, zip(*timings[name], strict=True))) for name in ("ernie45", "transformers"))
     return {
-        "checkpoint_bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-        "seconds": {name: own._asdict() for name, own in medians.items()},
-        "speedup": {
-            field: round(getattr(medians["transformers"], field) / getattr(medians["ernie45"], field), 2)
-            for field in Timing._fields
-        },
+        "family": family,
+        "MB": round(size / 1e6),
+        "transformers s": theirs.read,
+        "ernie45 s": ours.read,
+        "ratio": theirs.read / ours.read,
+        "ratio, CPU time": theirs.cpu / ours.cpu,
+        "ratio, until the call returns": theirs.call / ours.call,
     }
 
 
 def main() -> None:
-    """Print one JSON object with settings and results."""
     parser = argparse.ArgumentParser(description="Load the same checkpoint with ernie45 and with transformers, alternating.")
-    parser.add_argument("--family", choices=["vl", "moe", "dense"], default="vl")
+    parser.add_argument("--families", nargs="+", choices=["vl", "moe", "dense"], default=["vl", "moe", "dense"])
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="width of the model")
     parser.add_argument("--folder", type=Path, default=None, help="where to write the checkpoint; default: a temporary folder")
+    parser.add_argument("--dry-run", action="store_true", help="print the table, write no file")
     arguments = parser.parse_args()
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
-        folder = Path(temporary) / "model"
-        save_model(ErnieModel(config_of(arguments.family, arguments.scale), dtype=torch.bfloat16), folder, "native")
-        result = run(folder, arguments)
-    settings = {key: str(value) for key, value in vars(arguments).items()}
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "machine": platform.platform()}
-    print(json.dumps({"settings": settings, "threads": torch.get_num_threads(), **versions, **result}, indent=2))
+    rows = [run(family, arguments) for family in arguments.families]
+    for row in rows:
+        print({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()})
+    if arguments.dry_run:
+        return
+    notes = [
+        f"random bf16 weights, loaded as {arguments.dtype}, files in the page cache; {torch.get_num_threads()} thread(s)",
+        f"seconds until one byte of every page of every weight has been read; medians of {arguments.runs} alternating runs",
+    ]
+    print(write_result("checkpoint_load", "Loading a checkpoint", rows, notes=notes, packages=("torch", "transformers")))
 
 
 if __name__ == "__main__":
