@@ -1,6 +1,6 @@
 """Loading a checkpoint: `load_model` against transformers' `from_pretrained` on the same files, alternating.
 
-    python -m bench.checkpoint_load [--family vl|moe|dense] [--dtype bf16|fp32] [--runs 7] [--scale 1.0] [--folder DIR]
+    python -m bench.checkpoint_load [--families vl moe dense] [--dtype bf16|fp32] [--runs 7] [--scale 1.0] [--folder DIR]
 
 Writes a random model in the layout that both read (native), then loads it in turn; the order is swapped every round, and the
 first round is not counted. Two times are given for each: until the call returns, and until every page of every weight has been
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
