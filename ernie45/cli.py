@@ -26,7 +26,7 @@ MODEL is a folder, or `tiny` for the trained model that comes with the package."
 EXAMPLES = """\
 start here:
   ernie45 demo                       a picture, an answer, then the chat page
-  ernie45 chat "What is 12+30?"      one answer; without a prompt, a talk
+  ernie45 chat "What is 47+12?"      one answer; without a prompt, a talk
   ernie45 info 28b-a3b               parameters and memory of the released model
   ernie45 COMMAND --help             options and examples of one command
 """

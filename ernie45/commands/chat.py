@@ -12,7 +12,7 @@ SUMMARY = "talk to a model about text, pictures and videos"
 EXAMPLES = """\
 examples:
   ernie45 chat                                    a conversation; try /help
-  ernie45 chat "What is 12+30?" --no-thinking     one answer
+  ernie45 chat "What is 47+12?" --thinking        one answer
   ernie45 chat --image F.png "Read the digits."   one answer about a picture
   echo "What is 7 + 5?" | ernie45 chat            the question from a pipe
   ernie45 chat --model DIR --max-tokens 1000      another model

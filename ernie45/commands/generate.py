@@ -13,8 +13,8 @@ from ernie45.config.errors import RequestError
 SUMMARY = "continue texts or answer questions, for scripts"
 EXAMPLES = """\
 examples:
-  ernie45 generate "User: What is 12+30?"        continue a raw text
-  ernie45 generate --chat "What is 12+30?"       through the chat template
+  ernie45 generate "User: What is 47+12?"        continue a raw text
+  ernie45 generate --chat "What is 47+12?"       through the chat template
   ernie45 generate "What is 1+1" "2+2" --json    a JSON line for each prompt
   ernie45 generate --chat --image strip.png "Read the digits."
   cat prompts.txt | ernie45 generate --json      one prompt a line

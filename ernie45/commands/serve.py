@@ -21,7 +21,7 @@ examples:
 
   curl http://127.0.0.1:8180/v1/chat/completions \\
     -H 'Content-Type: application/json' -d '{
-    "messages": [{"role": "user", "content": "What is 12+30?"}],
+    "messages": [{"role": "user", "content": "What is 47+12?"}],
     "metadata": {"enable_thinking": true}}'
 """
 
