@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ernie45.config.inputs import MediaItem, ModelInput
-from ernie45.config.sampling import SamplingParams
+from ernie45.config.sampling import SamplingParams, TokenLogprob
 
 FinishReason = Literal["stop", "length"]
 State = Literal["waiting", "running", "finished"]
@@ -61,6 +61,8 @@ class Event(NamedTuple):
     stop_token_id: int | None
     num_prompt_tokens: int
     num_cached_tokens: int
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +84,12 @@ class Request:
     pages                pages of the KV cache, in order; empty unless running. An array, as a step copies it into its table.
     page_keys            content keys of the leading full pages, as far as they have been asked for.
     limit                tokens at which it ends with "length".
+    priority, adapter, cache_salt  as in `server.messages.Generate`.
     """
 
     __slots__ = (
+        "adapter",
+        "cache_salt",
         "finish_reason",
         "inputs",
         "limit",
@@ -94,6 +99,7 @@ class Request:
         "page_keys",
         "pages",
         "params",
+        "priority",
         "request_id",
         "seed",
         "state",
@@ -103,8 +109,20 @@ class Request:
         "units",
     )
 
-    def __init__(self, *, request_id: str, inputs: ModelInput, params: SamplingParams) -> None:
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        inputs: ModelInput,
+        params: SamplingParams,
+        priority: int = 0,
+        adapter: str | None = None,
+        cache_salt: str | None = None,
+    ) -> None:
         self.request_id = request_id
+        self.priority = priority
+        self.adapter = adapter
+        self.cache_salt = cache_salt
         self.inputs = inputs
         self.params = params
         self.seed = secrets.randbits(63) if params.seed is None else params.seed

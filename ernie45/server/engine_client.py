@@ -64,7 +64,15 @@ class EngineClient:
         """Requests at work or waiting in the engine."""
         return len(self._streams)
 
-    async def generate(self, prompt: ModelInput, params: SamplingParams) -> AsyncGenerator[Accepted | Tokens, None]:
+    async def generate(
+        self,
+        prompt: ModelInput,
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        adapter: str | None = None,
+        cache_salt: str | None = None,
+    ) -> AsyncGenerator[Accepted | Tokens, None]:
         """First Accepted, then the tokens of one request as they come; closing the generator early aborts it.
 
         RequestError if the engine refuses it, EngineDeadError if the engine ends before it does.
@@ -74,7 +82,11 @@ class EngineClient:
         request_id = uuid.uuid4().hex
         inbox = self._streams[request_id] = asyncio.Queue()
         finished = False
-        self._inbox.put(Generate(request_id=request_id, prompt=prompt, params=params))
+        self._inbox.put(
+            Generate(
+                request_id=request_id, prompt=prompt, params=params, priority=priority, adapter=adapter, cache_salt=cache_salt
+            )
+        )
         try:
             while not finished:
                 report = await inbox.get()

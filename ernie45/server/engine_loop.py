@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ernie45.config.errors import Ernie45Error
-from ernie45.config.inputs import ModelInput
-from ernie45.config.sampling import SamplingParams
 from ernie45.server.messages import Abort, Accepted, Capacity, Command, Dead, Generate, Ready, Refused, Report, Stop, Tokens
 
 _log = logging.getLogger("ernie45.engine")
@@ -27,7 +25,7 @@ class Engine(Protocol):
         """Whether a step would do anything."""
         ...
 
-    def submit(self, request_id: str, prompt: ModelInput, params: SamplingParams) -> None:
+    def submit(self, request: Generate) -> None:
         """Queue a request. Ernie45Error if it can never run."""
         ...
 
@@ -68,7 +66,7 @@ def _take_commands(engine: Engine, inbox: "queue.SimpleQueue[Command]", send: Ca
         match command:
             case Generate(request_id=request_id):
                 try:
-                    engine.submit(request_id, command.prompt, command.params)
+                    engine.submit(command)
                     send(Accepted(request_id=request_id))
                 except Ernie45Error as error:
                     send(Refused(request_id=request_id, message=str(error)))

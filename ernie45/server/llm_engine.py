@@ -6,11 +6,9 @@ Knows nothing about text, threads or HTTP.
 from pathlib import Path
 
 from ernie45.config.engine import EngineConfig
-from ernie45.config.inputs import ModelInput
-from ernie45.config.sampling import SamplingParams
 from ernie45.engine.llm import LLM
 from ernie45.engine.request import Request
-from ernie45.server.messages import Capacity, Tokens
+from ernie45.server.messages import Capacity, Generate, Tokens
 
 
 class LlmEngine:
@@ -32,8 +30,17 @@ class LlmEngine:
     def has_work(self) -> bool:
         return self._llm.has_work
 
-    def submit(self, request_id: str, prompt: ModelInput, params: SamplingParams) -> None:
-        self._llm.submit(Request(request_id=request_id, inputs=prompt, params=params))
+    def submit(self, request: Generate) -> None:
+        self._llm.submit(
+            Request(
+                request_id=request.request_id,
+                inputs=request.prompt,
+                params=request.params,
+                priority=request.priority,
+                adapter=request.adapter,
+                cache_salt=request.cache_salt,
+            )
+        )
 
     def abort(self, request_id: str) -> None:
         self._llm.abort(request_id)
@@ -46,6 +53,9 @@ class LlmEngine:
                 num_tokens=len(event.token_ids) + (event.stop_token_id is not None),
                 finish_reason=event.finish_reason,
                 num_cached_tokens=event.num_cached_tokens,
+                stop_token_id=event.stop_token_id,
+                logprobs=event.logprobs,
+                prompt_logprobs=event.prompt_logprobs,
             )
             for event in self._llm.step()
         ]

@@ -8,18 +8,26 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ernie45.config.inputs import ModelInput
-from ernie45.config.sampling import SamplingParams
+from ernie45.config.sampling import SamplingParams, TokenLogprob
 
 FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """To the engine: begin a request. Its id must be unused."""
+    """To the engine: begin a request. Its id must be unused.
+
+    priority    requests of a lower number go first; equal ones in order of arrival.
+    adapter     name of a LoRA adapter that the engine has loaded; None: the model itself.
+    cache_salt  requests share cached pages and vision features only with requests of the same salt.
+    """
 
     request_id: str
     prompt: ModelInput
     params: SamplingParams
+    priority: int = 0
+    adapter: str | None = None
+    cache_salt: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +76,9 @@ class Tokens:
 
     token_ids          never has the token that ended the request; `num_tokens` counts it.
     num_cached_tokens  prompt tokens that were not computed because the cache had them.
+    stop_token_id      the token that ended the request, if one did.
+    logprobs           one for each of `token_ids`, if the request asked for them.
+    prompt_logprobs    with the first tokens only: one for each token of the prompt, None for the first.
     """
 
     request_id: str
@@ -75,6 +86,9 @@ class Tokens:
     num_tokens: int
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
+    stop_token_id: int | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

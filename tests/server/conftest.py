@@ -27,7 +27,7 @@ from ernie45.config.server import ServerConfig
 from ernie45.processor import Processor
 from ernie45.processor.tokenizer import Tokenizer
 from ernie45.server.engine_client import EngineClient
-from ernie45.server.messages import Capacity, Tokens
+from ernie45.server.messages import Capacity, Generate, Tokens
 from ernie45.server.run import ServerRun, bind, media_limits
 from ernie45.server.service import ChatService
 from ernie45.server.translate import SamplingDefaults
@@ -77,12 +77,13 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self._running)
 
-    def submit(self, request_id: str, prompt: ModelInput, params: SamplingParams) -> None:
+    def submit(self, request: Generate) -> None:
+        prompt = request.prompt
         if len(prompt) >= MAX_MODEL_LEN:
             raise RequestError(f"prompt ({len(prompt)} tokens) must be shorter than {MAX_MODEL_LEN} tokens; shorten it")
         self.prompts.append(prompt)
-        self.params.append(params)
-        self._running[request_id] = (0, params)
+        self.params.append(request.params)
+        self._running[request.request_id] = (0, request.params)
 
     def abort(self, request_id: str) -> None:
         if self._running.pop(request_id, None):
