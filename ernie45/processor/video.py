@@ -4,6 +4,7 @@ Knows nothing about text, positions or where files come from.
 """
 
 import io
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,10 +17,10 @@ import numpy as np
 from av.error import FFmpegError
 from PIL import Image, ImageDraw, ImageFont
 
-from ernie45.config.errors import MediaError
+from ernie45.config.errors import MediaError, MediaFormatError, MediaSizeError
 from ernie45.config.processor import FramesSample, ProcessorConfig
 from ernie45.processor.image import Patches, patchify, resize, to_rgb
-from ernie45.processor.source import MediaLimits, read_bytes
+from ernie45.processor.source import MediaLimits, describe, read_bytes
 
 _TIMESTAMP_RATE = 0.1
 _STROKE_RATE = 0.1
@@ -137,12 +138,7 @@ def _frames_of(video: Video, field: str) -> Iterator[TimedFrame]:
 def read_frames(source: Any, config: ProcessorConfig, limits: MediaLimits, field: str = "video") -> Iterator[TimedFrame]:
     """The sampled frames of a video file, decoded in order, each given out as soon as it is there."""
     data = read_bytes(source, limits.max_video_bytes, limits, field)
-    container_format = sniff_container(data)
-    if container_format is None:
-        raise MediaError(
-            f"{field} ({len(data)} bytes) is not a video in a known container (MP4, MOV, Matroska, WebM, AVI, GIF, MPEG, FLV, "
-            "Ogg); convert it"
-        )
+    container_format = check_video_start(data, data, field)
     try:
         num_frames, rate = _measure(data, container_format, limits, field)
         duration = float(num_frames / rate)
@@ -152,6 +148,17 @@ def read_frames(source: Any, config: ProcessorConfig, limits: MediaLimits, field
         if isinstance(error, MediaError):
             raise
         raise MediaError(f"{field} is a damaged video: {error}; send the whole file") from error
+
+
+def check_video_start(data: bytes, source: Any, field: str) -> str:
+    """FFmpeg's name of the container that begins like this. MediaFormatError if it is none of those we read."""
+    container_format = sniff_container(data)
+    if container_format is None:
+        raise MediaFormatError(
+            f"{field} ({describe(source)}) is not a video in a known container (MP4, MOV, Matroska, WebM, AVI, GIF, MPEG, FLV, "
+            "Ogg); convert it"
+        )
+    return container_format
 
 
 def sniff_container(data: bytes) -> str | None:
@@ -180,7 +187,7 @@ def _open(data: bytes, container_format: str, limits: MediaLimits, field: str) -
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > limits.max_frame_pixels:
         container.close()
-        raise MediaError(
+        raise MediaSizeError(
             f"{field} has frames of {width}x{height}, over the limit of {limits.max_frame_pixels} pixels; scale it down"
         )
     stream.codec_context.options = {"max_pixels": str(limits.max_frame_pixels)}  # the size may also change on the way
@@ -196,7 +203,9 @@ def _measure(data: bytes, container_format: str, limits: MediaLimits, field: str
         rate = stream.average_rate or stream.guessed_rate
         announced = stream.frames
     if num_frames > limits.max_video_frames:
-        raise MediaError(f"{field} has {num_frames} frames, over the limit of {limits.max_video_frames}; send a shorter part")
+        raise MediaSizeError(
+            f"{field} has {num_frames} frames, over the limit of {limits.max_video_frames}; send a shorter part"
+        )
     if not num_frames:
         raise MediaError(f"{field} has no frames; send a whole video")
     if announced > num_frames + max(1, announced // 100):
@@ -209,6 +218,7 @@ def _decode(
 ) -> Iterator[TimedFrame]:
     """Decode up to the last index. A few packets at the end may hold no picture: the last picture then stands for them."""
     wanted = list(indices)
+    end = time.monotonic() + limits.max_decode_seconds
     container, stream = _open(data, container_format, limits, field)
     position, number, frame = 0, -1, None
     with container:
@@ -218,6 +228,11 @@ def _decode(
                 position += 1
             if position == len(wanted):
                 return
+            if time.monotonic() > end:
+                raise MediaSizeError(
+                    f"{field} took longer to decode than the limit of {limits.max_decode_seconds:g} s ({number + 1} frames of "
+                    f"{frame.width}x{frame.height}); send a shorter or smaller one"
+                )
         missing = wanted[-1] - number
         if frame is None or missing > max(2, wanted[-1] // 20):
             raise MediaError(f"{field} is damaged: only {number + 1} of its frames can be decoded; send the whole file")

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from ernie45.config.errors import MediaError
-from ernie45.processor.fetch import FetchLimits, fetch, is_public
+from ernie45.processor.addresses import is_public
+from ernie45.processor.fetch import FetchLimits, fetch
 from ernie45.processor.media import MediaLimits, load_image
 
 BODY = b"x" * 5000
@@ -121,11 +122,12 @@ def host():
 
 
 def limits(**options) -> FetchLimits:
-    return FetchLimits(**{"max_bytes": 10_000, "total_seconds": 5.0, "allow_private_addresses": True, **options})
+    return FetchLimits(**{"total_seconds": 5.0, "allow_private_addresses": True, **options})
 
 
-def get(host, path: str, **options) -> bytes:
-    return fetch(f"http://127.0.0.1:{host.server_port}/{path}", limits(**options), "messages[0].content[1].image_url")
+def get(host, path: str, max_bytes: int = 10_000, **options) -> bytes:
+    url = f"http://127.0.0.1:{host.server_port}/{path}"
+    return fetch(url, max_bytes, limits(**options), "messages[0].content[1].image_url")
 
 
 def test_a_body_comes_whole(host):
@@ -153,11 +155,11 @@ def test_an_encrypted_host_must_prove_its_name(tmp_path, monkeypatch):
     with running(file) as server:
         url = f"https://pictures.test:{server.server_port}/body"
         with pytest.raises(MediaError, match=r"cannot be fetched: .*CERTIFICATE_VERIFY_FAILED"):
-            fetch(url, limits())
+            fetch(url, 10_000, limits())
         monkeypatch.setattr("ernie45.processor.fetch._ssl_context", lambda: ssl.create_default_context(cafile=tmp_path / "c"))
-        assert fetch(url, limits()) == BODY
+        assert fetch(url, 10_000, limits()) == BODY
         with pytest.raises(MediaError, match="CERTIFICATE_VERIFY_FAILED"):
-            fetch(url.replace("pictures.test", "other.test"), limits())
+            fetch(url.replace("pictures.test", "other.test"), 10_000, limits())
 
 
 def test_redirects_are_followed_up_to_the_limit(host):
@@ -225,12 +227,12 @@ def test_outer_addresses_are_public(address):
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{}/body", "http://localhost:{}/body", "http://[::ffff:127.0.0.1]:{}/body"])
 def test_the_own_machine_is_refused_by_default(host, url):
     with pytest.raises(MediaError, match="not an address of the public internet"):
-        fetch(url.format(host.server_port), limits(allow_private_addresses=False))
+        fetch(url.format(host.server_port), 10_000, limits(allow_private_addresses=False))
 
 
 def test_a_name_with_one_inner_address_is_refused(monkeypatch):
     with names(monkeypatch, ["8.8.8.8", "10.0.0.1"]), pytest.raises(MediaError, match=r"10\.0\.0\.1"):
-        fetch("http://pictures.example/a.png", limits(allow_private_addresses=False))
+        fetch("http://pictures.example/a.png", 10_000, limits(allow_private_addresses=False))
 
 
 def test_a_redirect_inside_is_refused_where_the_first_host_was_allowed(host, monkeypatch):
@@ -241,7 +243,7 @@ def test_a_redirect_inside_is_refused_where_the_first_host_was_allowed(host, mon
         seen.append(address)
         return len(seen) == 1
 
-    monkeypatch.setattr("ernie45.processor.fetch.is_public", public_at_first)
+    monkeypatch.setattr("ernie45.processor.addresses.is_public", public_at_first)
     with pytest.raises(MediaError, match="not an address of the public internet"):
         get(host, f"to/http://localhost:{host.server_port}/body", allow_private_addresses=False)
     assert len(seen) >= 2
@@ -250,7 +252,7 @@ def test_a_redirect_inside_is_refused_where_the_first_host_was_allowed(host, mon
 @pytest.mark.parametrize("url", ["ftp://a.example/b", "http://", "http:///x", "http://a b/", "http://[::1", "//x/y", "x"])
 def test_what_is_no_http_address_is_refused(url):
     with pytest.raises(MediaError):
-        fetch(url, limits())
+        fetch(url, 10_000, limits())
 
 
 def test_a_closed_port_is_an_error():
@@ -258,7 +260,7 @@ def test_a_closed_port_is_an_error():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(MediaError, match="cannot be fetched"):
-        fetch(f"http://127.0.0.1:{port}/", limits())
+        fetch(f"http://127.0.0.1:{port}/", 10_000, limits())
 
 
 def test_an_unknown_name_is_an_error(monkeypatch):
@@ -267,7 +269,7 @@ def test_an_unknown_name_is_an_error(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(MediaError, match="cannot be resolved"):
-        fetch("http://nowhere.example/a.png", limits())
+        fetch("http://nowhere.example/a.png", 10_000, limits())
 
 
 def test_a_name_server_that_hangs_ends_at_the_connect_time(monkeypatch):
@@ -275,6 +277,6 @@ def test_a_name_server_that_hangs_ends_at_the_connect_time(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(10) and [])
     start = time.monotonic()
     with pytest.raises(MediaError, match=r"longer than the limit \(0\.2 s to connect"):
-        fetch("http://slow.example/a.png", limits(connect_seconds=0.2))
+        fetch("http://slow.example/a.png", 10_000, limits(connect_seconds=0.2))
     assert time.monotonic() - start < 2
     release.set()

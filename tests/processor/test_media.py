@@ -86,13 +86,13 @@ def test_a_file_is_turned_upright_and_a_pil_image_is_left_alone():
 
 @pytest.mark.parametrize("cut", [20, 300, len(JPEG) // 2, len(JPEG) - 200])
 def test_a_truncated_jpeg(cut):
-    with pytest.raises(MediaError, match=rf"{cut} bytes.*(damaged or cut-off|known format)"):
+    with pytest.raises(MediaError, match=rf"{cut} bytes.*(damaged or cut-off|cut off or damaged)"):
         load_image(JPEG[:cut], field="image")
 
 
 @pytest.mark.parametrize("cut", [10, 40, len(PNG) // 2])
 def test_a_truncated_png(cut):
-    with pytest.raises(MediaError, match=r"damaged or cut-off|cut off in its header"):
+    with pytest.raises(MediaError, match=r"damaged or cut-off|cut off or damaged"):
         load_image(PNG[:cut])
 
 
