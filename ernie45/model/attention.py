@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from ernie45.config.model import ModelConfig
 from ernie45.model.cache import CacheStep
 from ernie45.ops import decode
-from ernie45.ops.attention import packed_attention, paged_attention
-from ernie45.ops.rope import rotate_interleaved
+from ernie45.ops.attention import paged_attention
+from ernie45.ops.self_attention import Heads, rotated, self_attention
 
 
 class SelfAttention(nn.Module):
@@ -33,15 +33,12 @@ class SelfAttention(nn.Module):
         """x [T, D] -> [T, D]. With a cache the new keys and values are written to it first, then all of it is read."""
         if cache is not None and len(x_TD) == len(cache.context_lens) and decode.serves(x_TD):
             return self._decode(x_TD, rope, layer, cache)
-        qkv = self.qkv_proj(x_TD).unflatten(-1, (-1, self.head_dim))
-        # Queries and keys turn by the same angles, so they turn together.
-        qk, v_TJK = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
-        q_THK, k_TJK = rotate_interleaved(qk, rope).split((self.num_heads, self.num_kv_heads), dim=1)
+        qkv_TW, heads = self.qkv_proj(x_TD), Heads(self.num_heads, self.num_kv_heads)
         if cache is None:
-            out_THK = packed_attention(q_THK, k_TJK, v_TJK, cu_seqlens, causal=True)
-        else:
-            k_NSJK, v_NSJK = cache.write(layer, k_TJK, v_TJK)
-            out_THK = paged_attention(q_THK, k_NSJK, v_NSJK, cache.page_table_BN, cu_seqlens, cache.context_lens)
+            return self.o_proj(self_attention(qkv_TW, rope, heads, cu_seqlens))
+        q_THK, k_TJK, v_TJK = rotated(qkv_TW, rope, heads)
+        k_NSJK, v_NSJK = cache.write(layer, k_TJK, v_TJK)
+        out_THK = paged_attention(q_THK, k_NSJK, v_NSJK, cache.page_table_BN, cu_seqlens, cache.context_lens)
         return self.o_proj(out_THK.flatten(1))
 
     def _decode(self, x_TD: Tensor, rope: Tensor, layer: int, cache: CacheStep) -> Tensor:

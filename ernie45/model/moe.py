@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ernie45.config.model import ExpertPoolConfig, Modality, ModelConfig
 from ernie45.model.batch import PackedBatch, PoolRows
 from ernie45.ops import decode
 from ernie45.ops.moe import count_experts, moe_ffn, route
+from ernie45.ops.swiglu import swiglu
 
 
 class RouterOutput(NamedTuple):
@@ -39,8 +39,7 @@ class FeedForward(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         if decode.serves(x_TD):
             return decode.ffn(x_TD, self.gate_up_proj.weight, self.down_proj.weight)
-        gate_TF, up_TF = self.gate_up_proj(x_TD).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate_TF) * up_TF)
+        return self.down_proj(swiglu(self.gate_up_proj(x_TD)))
 
 
 class Router(nn.Module):

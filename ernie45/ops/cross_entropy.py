@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ernie45.ops import rowwise
+from ernie45.ops.native import KINDS, in_parts
+
 CHUNK_ELEMENTS = 2**22
 """Logits computed at a time: 16 MB in fp32, which stays in a last-level cache instead of going through memory."""
 
@@ -40,10 +43,39 @@ def linear_cross_entropy_reference(hidden_RD: Tensor, head_VD: Tensor, labels_R:
     return CrossEntropy((losses_R * row_weights_R).sum(), losses_R.detach(), logits_RV.detach().argmax(-1) == labels_R)
 
 
+def _softmax(
+    logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, wants_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Losses, hits, and weight * (softmax - one-hot) = d loss / d logits, in the dtype of the logits."""
+    wide_CV, labels_C1 = logits_CV.float(), labels_C[:, None]
+    logsumexp_C1 = wide_CV.logsumexp(-1, keepdim=True)
+    right_C = wide_CV.argmax(-1) == labels_C
+    losses_C = (logsumexp_C1 - wide_CV.gather(1, labels_C1))[:, 0]
+    if not wants_gradient:
+        return losses_C, right_C, None
+    grad_CV = wide_CV.sub_(logsumexp_C1).exp_()
+    grad_CV.scatter_add_(1, labels_C1, torch.full_like(labels_C1, -1.0, dtype=torch.float32))
+    return losses_C, right_C, grad_CV.mul_(weights_C[:, None]).to(logits_CV.dtype)
+
+
+def _compiled_softmax(
+    logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, wants_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same in one pass; the gradient takes the place of the logits."""
+    losses_C = torch.empty(len(logits_CV))
+    right_C = torch.empty(len(logits_CV), dtype=torch.bool)
+    inputs = (logits_CV, labels_C.contiguous(), weights_C.float().contiguous(), *logits_CV.shape, int(wants_gradient))
+    outputs, kind = (losses_C, right_C), KINDS[logits_CV.dtype]
+    in_parts(lambda part, parts: rowwise.KERNELS.call("ernie_cross_entropy", kind, *inputs, part, parts, *outputs))
+    return losses_C, right_C, logits_CV if wants_gradient else None
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_RD: Tensor, head_VD: Tensor, labels_R: Tensor, row_weights_R: Tensor):
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
+        wants_gradient = wants_hidden or wants_head
+        softmax = _compiled_softmax if rowwise.serves(hidden_RD) else _softmax
         num_rows, (vocab, _) = len(hidden_RD), head_VD.shape
         chunk = max(128, CHUNK_ELEMENTS // vocab)
         losses_R = torch.empty(num_rows, dtype=torch.float32, device=hidden_RD.device)
@@ -54,17 +86,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         buffer = torch.empty(min(chunk, num_rows), vocab, dtype=hidden_RD.dtype, device=hidden_RD.device)
         for start in range(0, num_rows, chunk):
             rows = slice(start, min(start + chunk, num_rows))
-            hidden_CD, labels_C1 = hidden_RD[rows], labels_R[rows, None]
-            logits_CV = torch.mm(hidden_CD, head_VD.T, out=buffer[: len(hidden_CD)]).float()
-            logsumexp_C1 = logits_CV.logsumexp(-1, keepdim=True)
-            right_R[rows] = logits_CV.argmax(-1) == labels_R[rows]
-            losses_R[rows] = (logsumexp_C1 - logits_CV.gather(1, labels_C1))[:, 0]
-            if not (wants_hidden or wants_head):
+            hidden_CD = hidden_RD[rows]
+            logits_CV = torch.mm(hidden_CD, head_VD.T, out=buffer[: len(hidden_CD)])
+            losses_R[rows], right_R[rows], grad_CV = softmax(logits_CV, labels_R[rows], row_weights_R[rows], wants_gradient)
+            if grad_CV is None:
                 continue
-            # d loss / d logits = weight * (softmax - one-hot), in place of the logits.
-            grad_CV = logits_CV.sub_(logsumexp_C1).exp_()
-            grad_CV.scatter_add_(1, labels_C1, torch.full_like(labels_C1, -1.0, dtype=torch.float32))
-            grad_CV = grad_CV.mul_(row_weights_R[rows, None]).to(hidden_RD.dtype)
             if hidden_grad_RD is not None:
                 torch.mm(grad_CV, head_VD, out=hidden_grad_RD[rows])
             if head_grad_VD is not None:

@@ -5,41 +5,28 @@ Knows nothing about layers or requests. `serves` says whether a step can go this
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import c_float, c_int, c_void_p
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ernie45.ops.native import library
+from ernie45.ops.native import KINDS, Kernels
 
 MAX_ROWS = 32
 WIDE = 1024
 """From this width on several threads read weights faster than one, and torch's own products have them."""
 
-_KINDS = {torch.float32: 0, torch.bfloat16: 1}
-_POINTER, _INT, _FLOAT = c_void_p, c_int, c_float
-_SIGNATURES = {
-    "ernie_linear": "ipipiip",
-    "ernie_ffn": "ipiippip",
-    "ernie_moe": "ipiippippiip",
-    "ernie_route": "piippiifppp",
-    "ernie_norm": "ppiifp",
-    "ernie_attention": "ipiiiipppppiipp",
-}
-
-
-@cache
-def _native() -> ctypes.CDLL | None:
-    native = library("decode")
-    if native is not None:
-        types = {"i": _INT, "p": _POINTER, "f": _FLOAT}
-        for name, signature in _SIGNATURES.items():
-            function = getattr(native, name)
-            function.argtypes = [types[letter] for letter in signature]
-            function.restype = None
-    return native
+_KERNELS = Kernels(
+    "decode",
+    {
+        "ernie_linear": "ipipiip",
+        "ernie_ffn": "ipiippip",
+        "ernie_moe": "ipiippippiip",
+        "ernie_route": "piippiifppp",
+        "ernie_attention": "ipiiiipppppiipp",
+    },
+)
+_call = _KERNELS.call
 
 
 def serves(x_RD: Tensor) -> bool:
@@ -50,16 +37,11 @@ def serves(x_RD: Tensor) -> bool:
     return (
         0 < x_RD.shape[0] <= MAX_ROWS
         and (x_RD.shape[-1] < WIDE or torch.get_num_threads() == 1)
-        and x_RD.dtype in _KINDS
+        and x_RD.dtype in KINDS
         and x_RD.device.type == "cpu"
         and not torch.is_grad_enabled()
-        and _native() is not None
+        and _KERNELS.available
     )
-
-
-def _call(name: str, *arguments: object) -> None:
-    assert all(item.is_contiguous() for item in arguments if isinstance(item, Tensor)), name
-    getattr(_native(), name)(*[item.data_ptr() if isinstance(item, Tensor) else item for item in arguments])
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -70,23 +52,15 @@ def linear(x_RD: Tensor, weight_ND: Tensor) -> Tensor:
     """x W^T: [R, D] -> [R, N] in x's dtype."""
     num_rows, size = x_RD.shape
     y_RN = torch.empty(num_rows, len(weight_ND))
-    _call("ernie_linear", _KINDS[weight_ND.dtype], _wide(x_RD), num_rows, weight_ND, size, len(weight_ND), y_RN)
+    _call("ernie_linear", KINDS[weight_ND.dtype], _wide(x_RD), num_rows, weight_ND, size, len(weight_ND), y_RN)
     return y_RN.to(x_RD.dtype)
-
-
-def rms_norm(x_RD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """As `ops.norm.rms_norm`, for fp32."""
-    x_RD = x_RD.contiguous()
-    y_RD = torch.empty_like(x_RD)
-    _call("ernie_norm", x_RD, weight_D, *x_RD.shape, eps, y_RD)
-    return y_RD
 
 
 def ffn(x_RD: Tensor, gate_up_FD: Tensor, down_DF: Tensor) -> Tensor:
     """down(silu(gate x) * up x), gate rows first: [R, D] -> [R, D] in x's dtype."""
     num_rows, size = x_RD.shape
     y_RD = torch.empty(num_rows, size)
-    _call("ernie_ffn", _KINDS[gate_up_FD.dtype], _wide(x_RD), num_rows, size, gate_up_FD, down_DF, down_DF.shape[1], y_RD)
+    _call("ernie_ffn", KINDS[gate_up_FD.dtype], _wide(x_RD), num_rows, size, gate_up_FD, down_DF, down_DF.shape[1], y_RD)
     return y_RD.to(x_RD.dtype)
 
 
@@ -105,7 +79,7 @@ def moe_ffn(x_RD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, experts_RA: Ten
     """As `ops.moe.moe_ffn`."""
     num_rows, size = x_RD.shape
     y_RD = torch.empty(num_rows, size)
-    kind, num_active, width = _KINDS[gate_up_EGD.dtype], experts_RA.shape[1], down_EDF.shape[2]
+    kind, num_active, width = KINDS[gate_up_EGD.dtype], experts_RA.shape[1], down_EDF.shape[2]
     weights = (gate_up_EGD, down_EDF, len(gate_up_EGD), width)
     _call(
         "ernie_moe",
@@ -145,7 +119,7 @@ def attention(qkv_RW: Tensor, rotations_RK: Tensor, num_heads: int, pages: tuple
     sizes = (num_rows, num_heads, num_kv_heads, head_dim)
     table_RN = places.page_table_RN
     _call(
-        "ernie_attention", _KINDS[keys_NSJK.dtype], qkv, *sizes, rotations_RK.contiguous(), keys_NSJK, values_NSJK,
+        "ernie_attention", KINDS[keys_NSJK.dtype], qkv, *sizes, rotations_RK.contiguous(), keys_NSJK, values_NSJK,
         places.slots_R, table_RN, table_RN.shape[1], page_size, (ctypes.c_int64 * num_rows)(*places.lengths), out,
     )  # fmt: skip
     return out.to(qkv_RW.dtype)

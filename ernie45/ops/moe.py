@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ernie45.ops import decode
+from ernie45.ops.swiglu import swiglu
 
 FEW_ROWS = 128
 """Up to this many (row, expert) pairs a CPU without gradients visits only the experts that are used: a grouped matmul
@@ -70,9 +71,8 @@ def moe_ffn(
     offsets_E = counts_E.cumsum(0, dtype=torch.int32)
     # Row s of the sorted block is copy order_S[s] of token order_S[s] // A.
     x_SD = x_RD.index_select(0, order_S.div(num_active, rounding_mode="floor"))
-    gate_SF, up_SF = F.grouped_mm(x_SD, gate_up_EGD.transpose(1, 2), offs=offsets_E).chunk(2, dim=-1)
-    weights_S1 = weights_RA.flatten().index_select(0, order_S).to(x_RD.dtype)[:, None]
-    hidden_SF = F.silu(gate_SF) * up_SF * weights_S1
+    gate_up_SG = F.grouped_mm(x_SD, gate_up_EGD.transpose(1, 2), offs=offsets_E)
+    hidden_SF = swiglu(gate_up_SG, weights_RA.flatten().index_select(0, order_S))
     y_SD = F.grouped_mm(hidden_SF, down_EDF.transpose(1, 2), offs=offsets_E)
     back_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
     return y_SD.index_select(0, back_S).unflatten(0, (num_rows, num_active)).sum(1)
@@ -91,8 +91,7 @@ def _moe_ffn_few_rows(x_RD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, exper
     gate_up_SG = x_SD.new_empty(len(order), gate_up_EGD.shape[1])
     for start, end, expert in runs:
         torch.mm(x_SD[start:end], gate_up_EGD[expert].T, out=gate_up_SG[start:end])
-    gate_SF, up_SF = gate_up_SG.chunk(2, dim=-1)
-    hidden_SF = F.silu(gate_SF).mul_(up_SF).mul_(weights_RA.flatten().index_select(0, order_S).to(x_RD.dtype)[:, None])
+    hidden_SF = swiglu(gate_up_SG, weights_RA.flatten().index_select(0, order_S))
     y_SD = torch.empty_like(x_SD)
     for start, end, expert in runs:
         torch.mm(hidden_SF[start:end], down_EDF[expert].T, out=y_SD[start:end])

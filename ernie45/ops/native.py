@@ -1,6 +1,9 @@
 """Compiles `csrc/*.cpp` when first needed and keeps the result; without a compiler there is none, and torch does the work.
 
 Knows nothing about what the kernels compute.
+
+Kernels are plain C functions over pointers. One that can share its work takes `part, parts` and does every parts-th piece,
+beginning at part: torch's number of threads decides how many calls it gets.
 """
 
 import ctypes
@@ -10,12 +13,64 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 _SOURCES = Path(__file__).parent / "csrc"
 # Sums may be reordered, which vectors need. Not -ffast-math: linking with it changes how the whole process rounds tiny numbers.
 _FLAGS = "-std=c++17 -O3 -march=native -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math".split()
+
+
+_TYPES = {"i": ctypes.c_int, "p": ctypes.c_void_p, "f": ctypes.c_float}
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1}
+"""How the kernels number the dtypes they know."""
+
+
+class Kernels:
+    """The functions of one source file. signatures: for each function, one letter an argument: (i)nt, (p)ointer, (f)loat."""
+
+    def __init__(self, name: str, signatures: Mapping[str, str]) -> None:
+        self._name = name
+        self._signatures = signatures
+        self._library: ctypes.CDLL | None = None
+        self._looked = False
+
+    @property
+    def available(self) -> bool:
+        """Whether they are compiled; the first question compiles them."""
+        if not self._looked:
+            self._library, self._looked = library(self._name), True
+            for function, letters in self._signatures.items() if self._library else ():
+                getattr(self._library, function).argtypes = [_TYPES[letter] for letter in letters]
+                getattr(self._library, function).restype = None
+        return self._library is not None
+
+    def call(self, function: str, *arguments: object) -> None:
+        """Tensors go as pointers to their first element; they must be contiguous."""
+        assert self.available, self._name
+        assert all(item.is_contiguous() for item in arguments if isinstance(item, Tensor)), function
+        getattr(self._library, function)(*[item.data_ptr() if isinstance(item, Tensor) else item for item in arguments])
+
+
+def in_parts(run: Callable[[int, int], None]) -> None:
+    """run(part, parts) for every part, on as many threads as torch has. The kernels let go of the interpreter's lock."""
+    parts = torch.get_num_threads()
+    if parts == 1:
+        return run(0, 1)
+    for _ in _threads(parts).map(lambda part: run(part, parts), range(parts)):
+        pass
+    return None
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="ernie45-kernel")
 
 
 @cache
@@ -47,7 +102,8 @@ def _key(source: Path, compiler: str) -> str:
     flags = (
         [line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))][:1] if info.is_file() else []
     )
-    text = "\n".join([source.read_text(), *_FLAGS, compiler, platform.machine(), platform.processor(), *flags])
+    headers = [path.read_text() for path in sorted(_SOURCES.glob("*.h"))]
+    text = "\n".join([source.read_text(), *headers, *_FLAGS, compiler, platform.machine(), platform.processor(), *flags])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

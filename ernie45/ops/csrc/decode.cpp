@@ -7,41 +7,9 @@
 #include <cstring>
 #include <vector>
 
+#include "vectors.h"
+
 namespace {
-
-struct bf16 {
-    uint16_t bits;
-};
-
-float widen(float value) { return value; }
-float widen(bf16 value) {
-    uint32_t bits = uint32_t(value.bits) << 16;
-    float out;
-    std::memcpy(&out, &bits, 4);
-    return out;
-}
-void narrow(float value, float& out) { out = value; }
-void narrow(float value, bf16& out) {  // to the nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    out.bits = uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
-
-// GCC's and Clang's portable vectors: 16 lanes become one AVX-512, two AVX2 or four NEON registers.
-constexpr int LANES = 16;
-typedef float vec __attribute__((vector_size(LANES * 4), aligned(4)));
-typedef uint16_t half_vec __attribute__((vector_size(LANES * 2), aligned(2)));
-typedef uint32_t bits_vec __attribute__((vector_size(LANES * 4)));
-
-vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
-vec load(const bf16* p) {
-    return reinterpret_cast<vec>(__builtin_convertvector(*reinterpret_cast<const half_vec*>(p), bits_vec) << 16);
-}
-float total(vec v) {
-    float sum = 0;
-    for (int lane = 0; lane < LANES; ++lane) sum += v[lane];
-    return sum;
-}
 
 template <class W> float dot(const float* x, const W* w, int k) {
     vec sums = {};
@@ -113,7 +81,10 @@ void swiglu(const float* gate_up, int m, int f, const float* scale, float* hidde
     for (int r = 0; r < m; ++r) {
         const float *gate = gate_up + int64_t(r) * 2 * f, *up = gate + f;
         float factor = scale ? scale[r] : 1.0f;
-        for (int i = 0; i < f; ++i) hidden[int64_t(r) * f + i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i] * factor;
+        float* out = hidden + int64_t(r) * f;
+        int i = 0;
+        for (; i + LANES <= f; i += LANES) store(out + i, load(gate + i) * sigmoid(load(gate + i)) * load(up + i) * factor);
+        for (; i < f; ++i) out[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i] * factor;
     }
 }
 
@@ -258,14 +229,6 @@ void ernie_route(const float* x, int m, int d, const float* w, const float* bias
             mass += weights[int64_t(r) * a + c] = p[best];
         }
         for (int c = 0; c < a; ++c) weights[int64_t(r) * a + c] /= std::max(mass, norm_min);
-    }
-}
-
-void ernie_norm(const float* x, const float* w, int m, int d, float eps, float* y) {
-    for (int r = 0; r < m; ++r) {
-        const float* in = x + int64_t(r) * d;
-        float scale = 1.0f / std::sqrt(dot(in, in, d) / d + eps);
-        for (int i = 0; i < d; ++i) y[int64_t(r) * d + i] = in[i] * scale * w[i];
     }
 }
 

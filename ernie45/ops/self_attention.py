@@ -1,0 +1,91 @@
+"""Rope and self-attention of packed sequences straight from the fused projection, with a compiled path for training on a CPU.
+
+Knows nothing about layers, caches or how positions were made.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ernie45.ops.attention import packed_attention
+from ernie45.ops.native import KINDS, Kernels, in_parts
+from ernie45.ops.rope import rotate_interleaved
+
+_KERNELS = Kernels(
+    "attention",
+    {"ernie_attention_forward": "ippiiipiiiipp", "ernie_attention_backward": "ippiiipiiiipppp"},
+)
+
+
+class Heads(NamedTuple):
+    """Query heads H and KV heads J of a projection with rows q | k | v, (H + 2 J) K wide."""
+
+    num_heads: int
+    num_kv_heads: int
+
+
+def self_attention(qkv_TW: Tensor, rotations: Tensor, heads: Heads, cu_seqlens: Sequence[int]) -> Tensor:
+    """Causal attention inside each packed sequence: [T, (H + 2 J) K] -> [T, H K].
+
+    rotations: the decoder's rope table, complex64 [T, 1, K / 2]. cu_seqlens: borders 0 ... T.
+
+    On a CPU one kernel does all of it, forwards and backwards: queries and keys are turned as they are read, scores exist a
+    tile at a time, and the gradient is written where the projection wants it. Elsewhere torch's kernels do.
+    """
+    compiles = len(qkv_TW) and qkv_TW.device.type == "cpu" and qkv_TW.dtype in KINDS and not torch.compiler.is_compiling()
+    if compiles and _KERNELS.available:
+        out_TW = _CompiledSelfAttention.apply(qkv_TW, rotations, heads, cu_seqlens)
+        assert isinstance(out_TW, Tensor)
+        return out_TW
+    return self_attention_reference(qkv_TW, rotations, heads, cu_seqlens)
+
+
+def self_attention_reference(qkv_TW: Tensor, rotations: Tensor, heads: Heads, cu_seqlens: Sequence[int]) -> Tensor:
+    """The same by rotation and packed attention; in bf16 it rounds the turned queries and keys, which the kernel does not."""
+    q_THK, k_TJK, v_TJK = rotated(qkv_TW, rotations, heads)
+    return packed_attention(q_THK, k_TJK, v_TJK, cu_seqlens, causal=True).flatten(1)
+
+
+def rotated(qkv_TW: Tensor, rotations: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [T, H, K] and keys [T, J, K], turned, and values [T, J, K]. Both turn by the same angles, so in one go."""
+    num_heads, num_kv_heads = heads
+    qkv = qkv_TW.unflatten(-1, (num_heads + 2 * num_kv_heads, -1))
+    qk, v_TJK = qkv.split((num_heads + num_kv_heads, num_kv_heads), dim=1)
+    q_THK, k_TJK = rotate_interleaved(qk, rotations).split((num_heads, num_kv_heads), dim=1)
+    return q_THK, k_TJK, v_TJK
+
+
+class _CompiledSelfAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv_TW: Tensor, rotations: Tensor, heads: Heads, cu_seqlens: Sequence[int]) -> Tensor:
+        qkv_TW, rotations = qkv_TW.contiguous(), rotations.contiguous()
+        num_tokens, head_dim = len(qkv_TW), 2 * rotations.shape[-1]
+        borders = torch.tensor(cu_seqlens)
+        sizes = (*heads, head_dim, borders, len(borders) - 1, 1)
+        out_TW = qkv_TW.new_empty(num_tokens, heads.num_heads * head_dim)
+        logsums_TH = torch.empty(num_tokens, heads.num_heads)
+        kind = KINDS[qkv_TW.dtype]
+
+        def run(part: int, parts: int) -> None:
+            _KERNELS.call("ernie_attention_forward", kind, qkv_TW, rotations, *sizes, part, parts, out_TW, logsums_TH)
+
+        in_parts(run)
+        ctx.save_for_backward(qkv_TW, rotations, out_TW, logsums_TH)
+        ctx.sizes = sizes
+        return out_TW
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, out_grad_TW: Tensor):
+        qkv_TW, rotations, out_TW, logsums_TH = ctx.saved_tensors
+        out_grad_TW = out_grad_TW.contiguous()
+        qkv_grad_TW = torch.empty_like(qkv_TW)
+        kind, gradients = KINDS[qkv_TW.dtype], (out_TW, logsums_TH, out_grad_TW, qkv_grad_TW)
+
+        def run(part: int, parts: int) -> None:
+            _KERNELS.call("ernie_attention_backward", kind, qkv_TW, rotations, *ctx.sizes, part, parts, *gradients)
+
+        in_parts(run)
+        return qkv_grad_TW, None, None, None
