@@ -34,7 +34,7 @@ class PrefixCache:
         At least one token is left to compute, since its logits are needed: a prompt that is cached whole backs off one page.
         """
         pages: list[int] = []
-        if not self.enabled:
+        if not self.enabled or request.owes_prompt_logprobs:
             return pages
         for index in range((request.num_tokens - 1) // self._page_size):
             page = self._pool.find(self._key(request, index))

@@ -5,6 +5,7 @@ Knows nothing about scheduling order, tensors or text.
 
 import secrets
 from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -52,8 +53,25 @@ def media_units(media: tuple[MediaItem, ...]) -> tuple[MediaUnit, ...]:
     return tuple(units)
 
 
+class StepOutput(NamedTuple):
+    """What the runner gives the scheduler for one step.
+
+    token_ids        one drawn token for each chunk that samples, in order.
+    logprobs         beside each of them its log-probability, None where the request asks for none; empty if nobody asks.
+    prompt_logprobs  of request ids that ask: (place of the first token told about, one entry for each from there).
+    """
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprob | None] = ()
+    prompt_logprobs: Mapping[str, tuple[int, list[TokenLogprob]]] = {}
+
+
 class Event(NamedTuple):
-    """What one step gave one request. `token_ids` never has the stop token; `stop_token_id` names it when it came."""
+    """What one step gave one request. `token_ids` never has the stop token; `stop_token_id` names it when it came.
+
+    logprobs         one for each of `token_ids`, if the request asks.
+    prompt_logprobs  with the first event only, if the request asks: one for each prompt token, None for the first.
+    """
 
     request_id: str
     token_ids: tuple[int, ...]
@@ -74,6 +92,8 @@ class Completion:
     stop_token_id: int | None
     num_prompt_tokens: int
     num_cached_tokens: int
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 class Request:
@@ -84,6 +104,8 @@ class Request:
     pages                pages of the KV cache, in order; empty unless running. An array, as a step copies it into its table.
     page_keys            content keys of the leading full pages, as far as they have been asked for.
     limit                tokens at which it ends with "length".
+    logprobs             of the generated tokens in `output_token_ids`; None unless asked for.
+    prompt_logprobs      of the prompt's tokens as far as they have been computed; None unless asked for.
     priority, adapter, cache_salt  as in `server.messages.Generate`.
     """
 
@@ -93,6 +115,7 @@ class Request:
         "finish_reason",
         "inputs",
         "limit",
+        "logprobs",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_prompt_tokens",
@@ -100,6 +123,7 @@ class Request:
         "pages",
         "params",
         "priority",
+        "prompt_logprobs",
         "request_id",
         "seed",
         "state",
@@ -138,6 +162,13 @@ class Request:
         self.state: State = "waiting"
         self.finish_reason: FinishReason | None = None
         self.stop_token_id: int | None = None
+        self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
+        self.prompt_logprobs: list[TokenLogprob | None] | None = None if params.prompt_logprobs is None else [None]
+
+    @property
+    def owes_prompt_logprobs(self) -> bool:
+        """Whether prompt tokens are still to be told about, so that the prompt must be computed and not found in the cache."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt_tokens
 
     @property
     def num_tokens(self) -> int:
@@ -161,16 +192,36 @@ class Request:
             return generated
         return np.concatenate([self.inputs.positions[start:num_prompt], generated])
 
-    def append(self, token_id: int) -> Event:
+    def extend_prompt_logprobs(self, first: int, entries: Sequence[TokenLogprob]) -> None:
+        """Take those of the prompt's tokens from place `first` on; what was told before a preemption is not told again."""
+        told = self.prompt_logprobs
+        assert told is not None, self.request_id
+        assert first <= len(told), (first, len(told))
+        told.extend(entries[len(told) - first :])
+
+    def append(self, token_id: int, logprob: TokenLogprob | None = None) -> Event:
         """Take one generated token; sets `finish_reason` when it is a stop token or reaches the limit."""
+        is_first = len(self.tokens) == self.num_prompt_tokens
         self.tokens.append(token_id)
         visible: tuple[int, ...] = (token_id,)
         if token_id in self.params.stop_token_ids:
             self.finish_reason, self.stop_token_id, visible = "stop", token_id, ()
         elif len(self.tokens) >= self.limit:
             self.finish_reason = "length"
+        logprobs: tuple[TokenLogprob, ...] | None = None
+        if self.logprobs is not None:
+            assert logprob is not None, self.request_id
+            logprobs = (logprob,) if visible else ()
+            self.logprobs += logprobs
         return Event(
-            self.request_id, visible, self.finish_reason, self.stop_token_id, self.num_prompt_tokens, self.num_cached_tokens
+            request_id=self.request_id,
+            token_ids=visible,
+            finish_reason=self.finish_reason,
+            stop_token_id=self.stop_token_id,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            logprobs=logprobs,
+            prompt_logprobs=tuple(self.prompt_logprobs) if is_first and self.prompt_logprobs is not None else None,
         )
 
     def completion(self) -> Completion:
@@ -182,4 +233,6 @@ class Request:
             stop_token_id=self.stop_token_id,
             num_prompt_tokens=self.num_prompt_tokens,
             num_cached_tokens=self.num_cached_tokens,
+            logprobs=None if self.logprobs is None else tuple(self.logprobs),
+            prompt_logprobs=None if self.prompt_logprobs is None else tuple(self.prompt_logprobs),
         )

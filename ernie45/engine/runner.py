@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ernie45.engine.request import MediaUnit
+from ernie45.engine.request import MediaUnit, StepOutput
 from ernie45.engine.sampler import Draw, sample
 from ernie45.engine.scheduler import Chunk
 from ernie45.engine.vision_features import VisionFeatures
@@ -34,11 +34,11 @@ class Runner:
         self.features = VisionFeatures(model, vision_cache_tokens)
 
     @torch.inference_mode()
-    def run(self, chunks: Sequence[Chunk]) -> list[int]:
+    def run(self, chunks: Sequence[Chunk]) -> StepOutput:
         """Compute the chunks' tokens into the cache; one drawn token for each chunk that samples, in order."""
         draws = [Draw(chunk.request.params, chunk.request.seed, chunk.end) for chunk in chunks if chunk.samples]
         logits_RV = self.logits(chunks)
-        return sample(logits_RV, draws).tolist() if draws else []
+        return StepOutput(sample(logits_RV, draws).tolist() if draws else [])
 
     @torch.inference_mode()
     def logits(self, chunks: Sequence[Chunk]) -> Tensor:

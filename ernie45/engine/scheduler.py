@@ -11,13 +11,14 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
 from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import RequestError
 from ernie45.engine.pages import PagePool
 from ernie45.engine.prefix_cache import PrefixCache
-from ernie45.engine.request import Event, Request
+from ernie45.engine.request import Event, Request, StepOutput
 
 
 class Chunk(NamedTuple):
@@ -134,18 +135,20 @@ class Scheduler:
                 budget -= num_tokens
         return list(chunks.values())
 
-    def update(self, chunks: Sequence[Chunk], token_ids: Sequence[int]) -> list[Event]:
-        """Book a step that ran. `token_ids`: one drawn token for each chunk that samples, in order. Events in that order."""
+    def update(self, chunks: Sequence[Chunk], output: StepOutput) -> list[Event]:
+        """Book a step that ran. One event for each chunk that samples, in order."""
         events: list[Event] = []
-        drawn = iter(token_ids)
+        drawn = zip(output.token_ids, output.logprobs or repeat(None), strict=False)
         for request, start, end, samples in chunks:
-            token_id = next(drawn) if samples else None
+            token_id, logprob = next(drawn) if samples else (None, None)
             if request.state != "running":
                 continue
             request.num_computed_tokens = end
             self._cache.publish(request, start, end)
+            if request.request_id in output.prompt_logprobs:
+                request.extend_prompt_logprobs(*output.prompt_logprobs[request.request_id])
             if token_id is not None:
-                events.append(request.append(token_id))
+                events.append(request.append(token_id, logprob))
                 if request.finish_reason is not None:
                     self._finish(request)
         return events

@@ -12,7 +12,7 @@ from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import RequestError
 from ernie45.config.inputs import ModelInput
 from ernie45.config.sampling import SamplingParams
-from ernie45.engine.request import Event, Request
+from ernie45.engine.request import Event, Request, StepOutput
 from ernie45.engine.scheduler import Chunk, Scheduler
 
 MakeInput = Callable[..., ModelInput]
@@ -30,7 +30,7 @@ def make_request(name: str, inputs: ModelInput, max_tokens: int = 4, **params) -
 
 def step(scheduler: Scheduler, token: int = 7) -> tuple[list[tuple[str, int, int]], list[Event]]:
     chunks = scheduler.schedule()
-    events = scheduler.update(chunks, [token] * sum(chunk.samples for chunk in chunks))
+    events = scheduler.update(chunks, StepOutput([token] * sum(chunk.samples for chunk in chunks)))
     scheduler.check_integrity()
     return [(chunk.request.request_id, chunk.start, chunk.end) for chunk in chunks], events
 
@@ -195,7 +195,7 @@ def test_abort_frees_pages_at_any_time(make_input: MakeInput):
         scheduler.add(make_request(name, make_input([9])))
     chunks = scheduler.schedule()
     assert scheduler.abort("a")
-    assert scheduler.update(chunks, [7]) == []
+    assert scheduler.update(chunks, StepOutput([7])) == []
     scheduler.check_integrity()
     assert scheduler.abort("b")
     assert not scheduler.abort("b")
@@ -290,7 +290,7 @@ def test_random_traffic(make_input: MakeInput, actions: list, num_pages: int, op
         check_plan(scheduler, chunks, config)
         memory.run(chunks)
         drawn = [len(chunk.request.tokens) % 80 for chunk in chunks if chunk.samples]
-        for event in scheduler.update(chunks, drawn):
+        for event in scheduler.update(chunks, StepOutput(drawn)):
             received[event.request_id] += len(event.token_ids)
             if event.finish_reason is not None:
                 request = live.pop(event.request_id)
