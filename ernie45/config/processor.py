@@ -78,7 +78,7 @@ class ProcessorConfig:
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} ({value!r}) must be a whole number of at least 1 in preprocessor_config.json")
+                raise ConfigError(f"{name} ({value!r}) must be a whole number of at least 1; correct it")
         for kind in ("image", "video"):
             low, high = getattr(self, f"{kind}_min_pixels"), getattr(self, f"{kind}_max_pixels")
             if high < max(low, self.factor**2):

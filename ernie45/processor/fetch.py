@@ -24,7 +24,7 @@ _KEEP_ALIVE_SECONDS = 15.0
 _SNIFFED_BYTES = 512
 
 T = TypeVar("T")
-Sniff = Callable[[bytes], None]
+Sniff = Callable[[bytes], object]
 
 
 @dataclass(frozen=True, kw_only=True)

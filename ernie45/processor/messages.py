@@ -13,6 +13,7 @@ from ernie45.processor.fetch import shorten
 from ernie45.processor.source import is_url
 
 MediaKind = Literal["image", "video"]
+MAX_UUID_CHARACTERS = 256
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _PARTS: dict[str, MediaKind | None] = {
     "text": None,
@@ -25,11 +26,15 @@ _MESSAGE_KEYS = frozenset(("role", "content", "name", "reasoning_content", "tool
 
 
 class MediaSource(NamedTuple):
-    """One image or video of a conversation, not loaded yet. field: where it stands, for error messages."""
+    """One image or video of a conversation, not loaded yet.
+
+    field: where it stands, for error messages. uuid: the client's name for it; with one, source may be None.
+    """
 
     kind: MediaKind
     source: Any
     field: str
+    uuid: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,22 +121,35 @@ def _part(field: str, role: str, part: Any, media: list[MediaSource]) -> dict[st
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind not in _PARTS:
         raise RequestError(f"{field}.type ({kind!r}) must be one of {', '.join(_PARTS)}")
-    unknown = sorted(set(part) - {"type", kind})
+    media_kind = _PARTS[kind]
+    unknown = sorted(set(part) - {"type", kind} - ({"uuid"} if media_kind else set()))
     if unknown:
         raise RequestError(f"{field} has the unknown key {unknown[0]!r}; a part of type {kind} has 'type' and {kind!r}")
     value = part.get(kind)
-    media_kind = _PARTS[kind]
     if media_kind is None:
         if not isinstance(value, str):
             raise RequestError(f"{field}.text must be a text, is {type(value).__name__}")
         return {"type": "text", "text": value}
     if role in ("system", "developer", "assistant"):
         raise RequestError(f"{field} is of type {kind} in a message of role {role}; put images and videos into user messages")
-    source = _url(f"{field}.{kind}", value) if kind.endswith("_url") else _address(f"{field}.{kind}", value)
-    if source is None:
-        raise RequestError(f"{field}.{kind} must be a picture, a path or bytes, is missing")
-    media.append(MediaSource(media_kind, source, f"{field}.{kind}"))
+    media.append(_source(f"{field}.{kind}", kind, media_kind, value, _uuid(field, part)))
     return {"type": f"{media_kind}_url", f"{media_kind}_url": {"url": ""}}
+
+
+def _source(field: str, kind: str, media_kind: MediaKind, value: Any, uuid: str | None) -> MediaSource:
+    if value is None and uuid is not None:
+        return MediaSource(media_kind, None, field, uuid)
+    source = _url(field, value) if kind.endswith("_url") else _address(field, value)
+    if source is None:
+        raise RequestError(f"{field} must be a picture, a path or bytes, is missing")
+    return MediaSource(media_kind, source, field, uuid)
+
+
+def _uuid(field: str, part: Mapping[str, Any]) -> str | None:
+    uuid = part.get("uuid")
+    if uuid is not None and (not isinstance(uuid, str) or not 0 < len(uuid) <= MAX_UUID_CHARACTERS):
+        raise RequestError(f"{field}.uuid ({shorten(uuid)!r}) must be a text of 1 to {MAX_UUID_CHARACTERS} characters")
+    return uuid
 
 
 def _url(field: str, value: Any) -> str:

@@ -26,14 +26,13 @@ from ernie45.processor.added_tokens import (
     tokenizer_config_to_json,
 )
 from ernie45.processor.chat import Guard, split_media
-from ernie45.processor.image import Patches, content_hash, image_patches
-from ernie45.processor.media import load_image
+from ernie45.processor.loader import load_all
+from ernie45.processor.media_cache import LoadedMedia, MediaCache
 from ernie45.processor.messages import Conversation, MediaSource, read_messages
 from ernie45.processor.positions import MediaSpan, num_media_tokens, rope_positions
 from ernie45.processor.source import MediaLimits
 from ernie45.processor.template import BUILT_IN_TEMPLATE, ChatTemplate
 from ernie45.processor.tokenizer import Tokenizer
-from ernie45.processor.video import video_patches
 
 
 class Processor:
@@ -57,6 +56,7 @@ class Processor:
         self.config = config or ProcessorConfig()
         self.template = template or ChatTemplate()
         self.limits = limits or MediaLimits()
+        self.cache: MediaCache | None = None  # none unless set: most uses see a picture once
         self.accepts_media = accepts_media and IMAGE_PLACEHOLDER in tokenizer
         self._no_patches = np.empty((0, 3 * self.config.patch_size**2), dtype=np.uint8)
         if self.accepts_media:
@@ -128,7 +128,7 @@ class Processor:
     ) -> str:
         """The rendered conversation, media as one placeholder each. For people to read: only `encode_chat` keeps text and
         control tokens apart."""
-        _, rendered, guard = self._render(messages, enable_thinking, add_generation_prompt, tools)
+        _, rendered, guard = self._render(messages, enable_thinking, add_generation_prompt, tools, self.template)
         return guard.clean(rendered)
 
     def encode_chat(
@@ -137,40 +137,57 @@ class Processor:
         enable_thinking: bool = True,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        media: Sequence[LoadedMedia] | None = None,
+        template: ChatTemplate | None = None,
     ) -> ModelInput:
-        """A conversation in OpenAI's form as a model input.
+        """A conversation in OpenAI's form as a model input. template: in place of the model's own.
 
         Parts: {"type": "text", "text"}, {"type": "image_url", "image_url": {"url"}}, {"type": "video_url", ...}, and for use
         from Python {"type": "image", "image": PIL image, path or bytes}, {"type": "video", "video": path, bytes or Video}.
+        A part may have a "uuid", with which the picture is found again in `cache` when it comes without its bytes.
         Control tokens written in messages stay text. RequestError for a conversation or image token that cannot be, MediaError
-        for a picture that cannot be used.
+        for a picture that cannot be used. media: the conversation's images and videos in order, where `loader.MediaLoader` has
+        loaded them; else they are loaded here.
         """
-        conversation, rendered, guard = self._render(messages, enable_thinking, add_generation_prompt, tools)
-        loaded = [self._load(media) for media in conversation.media]
+        conversation, rendered, guard = self._render(
+            messages, enable_thinking, add_generation_prompt, tools, template or self.template
+        )
+        loaded = load_all(conversation.media, self.config, self.limits, self.cache) if media is None else media
+        assert [item.kind for item in loaded] == [item.kind for item in conversation.media], "media of another conversation"
         ids: list[int] = []
         items: list[MediaItem] = []
-        for piece in split_media(rendered, [media.kind for media in conversation.media]):
+        for piece in split_media(rendered, [item.kind for item in loaded]):
             if piece.media is None:
                 ids += self._encode_guarded(piece.text, guard)
                 continue
-            patches = loaded[len(items)]
+            found = loaded[len(items)]
             start, end = self._markers(piece.media)
-            length = num_media_tokens(patches.grid, self.config.merge_size)
+            length = num_media_tokens(found.grid, self.config.merge_size)
+            offset = len(ids) + 1
             items.append(
-                MediaItem(
-                    kind=piece.media,
-                    grid=patches.grid,
-                    offset=len(ids) + 1,
-                    length=length,
-                    content_hash=content_hash(patches),
-                )
+                MediaItem(kind=piece.media, grid=found.grid, offset=offset, length=length, content_hash=found.content_hash)
             )
             ids += [start, *[self.tokens.image_patch] * length, end]
-        return self._model_input(ids, items, [patches.patches_PC for patches in loaded])
+        return self._model_input(ids, items, [item.patches_PC for item in loaded])
+
+    def media_of(self, messages: Sequence[Mapping[str, Any]]) -> list[MediaSource]:
+        """The images and videos of a conversation, not loaded. RequestError for a conversation that cannot be."""
+        return read_messages(messages).media
 
     def encode_text(self, text: str, allow_special: bool = False) -> ModelInput:
         """Text alone, as it is: no template, nothing before or after it."""
         return self._model_input(self.tokenizer.encode(text, allow_special), [], [])
+
+    def encode_ids(self, token_ids: Sequence[int], field: str = "prompt") -> ModelInput:
+        """Token ids as they are. RequestError for those of pictures, which need pixels. field: for the message."""
+        inputs = self._model_input(list(token_ids), [], [])
+        if inputs.is_vision.any():
+            index = int(inputs.is_vision.argmax())
+            raise RequestError(
+                f"{field}[{index}] ({token_ids[index]}) stands for a picture and needs its pixels; send messages with a part of "
+                "type image_url or video_url"
+            )
+        return inputs
 
     def _render(
         self,
@@ -178,13 +195,14 @@ class Processor:
         enable_thinking: bool,
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None,
+        template: ChatTemplate,
     ) -> tuple[Conversation, str, Guard]:
         conversation = read_messages(messages)
         if conversation.media and not self.accepts_media:
             raise RequestError(f"{conversation.media[0].field} is given, but this model reads text only; leave it out")
-        values = {"messages": conversation.messages, "tools": list(tools) if tools else None}
+        values = {"messages": conversation.messages, "tools": list(tools) if tools else None, "arguments": template.arguments}
         guard = Guard(values, self.tokenizer.first_special_characters)
-        rendered = self.template.render(
+        rendered = template.render(
             **guard.mark(values), add_generation_prompt=add_generation_prompt, enable_thinking=enable_thinking
         )
         return conversation, rendered, guard
@@ -197,11 +215,6 @@ class Processor:
             else:
                 ids += self.tokenizer.encode(guard.clean(piece))
         return ids
-
-    def _load(self, media: MediaSource) -> Patches:
-        if media.kind == "video":
-            return video_patches(media.source, self.config, self.limits, media.field)
-        return image_patches(load_image(media.source, self.limits, media.field), self.config, media.field)
 
     def _markers(self, kind: str) -> tuple[int, int]:
         tokens = self.tokens

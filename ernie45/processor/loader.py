@@ -1,0 +1,189 @@
+"""From what users send as pictures to patches: fetched together, decoded in threads, kept by content.
+
+Knows nothing about text, requests or models.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from ernie45.config.errors import MediaUnknownError, RequestError
+from ernie45.config.processor import ProcessorConfig
+from ernie45.processor.fetch import Fetcher, run_alone
+from ernie45.processor.image import Patches, content_hash, image_patches
+from ernie45.processor.media import check_image_start, load_image
+from ernie45.processor.media_cache import LoadedMedia, MediaCache, MediaKey
+from ernie45.processor.messages import MediaSource
+from ernie45.processor.positions import num_media_tokens
+from ernie45.processor.source import MediaLimits, is_download, read_bytes
+from ernie45.processor.video import Video, check_video_start, video_patches
+
+_MAX_FETCHES_PER_REQUEST = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Of one conversation.
+
+    tenant      who may find what is kept; the same picture of two tenants is processed and kept twice.
+    config      the processing, if not the loader's own.
+    max_tokens  visual tokens that have room; loading ends as soon as there are more.
+    """
+
+    tenant: str = ""
+    config: ProcessorConfig | None = None
+    max_tokens: int | None = None
+
+
+class MediaLoader:
+    """Loads media for many conversations at once, in one event loop.
+
+    Downloads run in the loop over one bounded pool of connections, several of a request at a time. All else that takes time
+    (base64, files, decoding, patches) runs in `num_workers` threads for images and half as many for videos, which take
+    seconds and so must not keep images waiting.
+    """
+
+    def __init__(
+        self, config: ProcessorConfig, limits: MediaLimits, cache: MediaCache | None = None, num_workers: int = 4
+    ) -> None:
+        self.config = config
+        self.limits = limits
+        self.cache = cache
+        self._fetcher: Fetcher | None = None
+        self._pools = {
+            "image": ThreadPoolExecutor(num_workers, thread_name_prefix="ernie45-image"),
+            "video": ThreadPoolExecutor(max(1, num_workers // 2), thread_name_prefix="ernie45-video"),
+        }
+
+    async def load(self, sources: Sequence[MediaSource], options: LoadOptions | None = None) -> tuple[LoadedMedia, ...]:
+        """All of them, in order. The first that fails ends the others; MediaError, or RequestError over max_tokens."""
+        options = options or LoadOptions()
+        fetches = asyncio.Semaphore(_MAX_FETCHES_PER_REQUEST)
+        tasks = [asyncio.ensure_future(self._load(source, options, fetches)) for source in sources]
+        num_tokens = 0
+        try:
+            for task in asyncio.as_completed(tasks):
+                media = await task
+                num_tokens += num_media_tokens(media.grid, self.config.merge_size)
+                if options.max_tokens is not None and num_tokens > options.max_tokens:
+                    raise RequestError(
+                        f"messages (pictures of {num_tokens} tokens or more) must fit into {options.max_tokens} tokens; send "
+                        "fewer or smaller ones"
+                    )
+            return tuple(task.result() for task in tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """End threads and connections."""
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
+        if self._fetcher is not None:
+            await self._fetcher.close()
+
+    async def _load(self, media: MediaSource, options: LoadOptions, fetches: asyncio.Semaphore) -> LoadedMedia:
+        config = options.config or self.config
+        known = find_named(media, config, self.cache, options.tenant)
+        if known is not None:
+            return known
+        data = None
+        if is_download(media.source):
+            async with fetches:
+                data = await _fetch(self._fetcher_of_loop(), media, self.limits)
+        work = (media, config, self.limits, self.cache, options.tenant, data)
+        return await asyncio.get_running_loop().run_in_executor(self._pools[media.kind], load_media, *work)
+
+    def _fetcher_of_loop(self) -> Fetcher:
+        if self._fetcher is None:
+            self._fetcher = Fetcher(self.limits.of_fetch)
+        return self._fetcher
+
+
+def load_all(
+    sources: Sequence[MediaSource], config: ProcessorConfig, limits: MediaLimits, cache: MediaCache | None = None
+) -> list[LoadedMedia]:
+    """The same for callers without an event loop: downloads together, the rest one after the other."""
+    named = [find_named(media, config, cache) for media in sources]
+    waiting = [media for media, known in zip(sources, named, strict=True) if known is None and is_download(media.source)]
+    bodies = iter(run_alone(_fetch_all(waiting, limits)) if waiting else ())
+    loaded = []
+    for media, known in zip(sources, named, strict=True):
+        data = next(bodies) if known is None and is_download(media.source) else None
+        loaded.append(known or load_media(media, config, limits, cache, "", data))
+    return loaded
+
+
+def find_named(media: MediaSource, config: ProcessorConfig, cache: MediaCache | None, tenant: str = "") -> LoadedMedia | None:
+    """What the cache has for a picture's `uuid`: if no bytes came with it, or the same address as then.
+
+    MediaUnknownError if there are no bytes and the cache does not have it.
+    """
+    if media.uuid is None:
+        return None
+    known, origin = cache.find_name(tenant, media.kind, media.uuid, config) if cache is not None else (None, None)
+    if media.source is None:
+        if known is None:
+            raise MediaUnknownError(
+                f"{media.field} has no address, and its uuid ({media.uuid[:80]!r}) is not remembered; send the picture again"
+            )
+        return known
+    return known if is_download(media.source) and media.source == origin else None
+
+
+def load_media(
+    media: MediaSource,
+    config: ProcessorConfig,
+    limits: MediaLimits,
+    cache: MediaCache | None = None,
+    tenant: str = "",
+    data: bytes | None = None,
+) -> LoadedMedia:
+    """One picture, processed or found in the cache. data: its bytes, where they were fetched already."""
+    if isinstance(media.source, (Image.Image, Video)):
+        return _process(media, media.source, config, limits)
+    if data is None:
+        max_bytes = limits.max_image_bytes if media.kind == "image" else limits.max_video_bytes
+        data = read_bytes(media.source, max_bytes, limits, media.field)
+    if cache is None:
+        return _process(media, data, config, limits)
+    key = MediaKey(tenant, media.kind, hashlib.sha256(data).digest(), config)
+    loaded = cache.get(key)
+    if loaded is None:
+        loaded = _process(media, data, config, limits)
+        cache.put(key, loaded)
+    if media.uuid is not None:
+        cache.name(key, media.uuid, media.source if is_download(media.source) else None)
+    return loaded
+
+
+def _process(media: MediaSource, source: Any, config: ProcessorConfig, limits: MediaLimits) -> LoadedMedia:
+    patches: Patches
+    if media.kind == "video":
+        patches = video_patches(source, config, limits, media.field)
+    else:
+        patches = image_patches(load_image(source, limits, media.field), config, media.field)
+    return LoadedMedia(media.kind, patches.patches_PC, patches.grid, content_hash(patches))
+
+
+async def _fetch(fetcher: Fetcher, media: MediaSource, limits: MediaLimits) -> bytes:
+    check, max_bytes = (
+        (check_image_start, limits.max_image_bytes) if media.kind == "image" else (check_video_start, limits.max_video_bytes)
+    )
+    data = await fetcher.fetch(media.source, max_bytes, media.field, lambda start: check(start, media.source, media.field))
+    # An empty body goes through the same check as one that was read from a file.
+    return read_bytes(data, max_bytes, limits, media.field)
+
+
+async def _fetch_all(sources: Sequence[MediaSource], limits: MediaLimits) -> list[bytes]:
+    fetcher = Fetcher(limits.of_fetch)
+    try:
+        return await asyncio.gather(*(_fetch(fetcher, media, limits) for media in sources))
+    finally:
+        await fetcher.close()

@@ -1,0 +1,211 @@
+"""Loading for many at once: order, bounds, what is kept, who finds it, and names in place of bytes."""
+
+import asyncio
+import base64
+import io
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ernie45.config.errors import MediaError, MediaFormatError, MediaUnknownError, RequestError
+from ernie45.config.media import override_processor
+from ernie45.config.processor import ProcessorConfig
+from ernie45.processor import loader as loader_module
+from ernie45.processor.loader import LoadOptions, MediaLoader, load_all, load_media
+from ernie45.processor.media import MediaLimits, Video
+from ernie45.processor.media_cache import LoadedMedia, MediaCache, MediaKey
+from ernie45.processor.messages import MediaSource
+
+CONFIG = ProcessorConfig(
+    image_min_pixels=784, image_max_pixels=24 * 784, video_min_pixels=784, video_max_pixels=4 * 784, video_min_frames=1
+)
+LIMITS = MediaLimits()
+
+
+def png(width: int = 56, height: int = 84, colour: str = "red") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def data_url(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def image(source, uuid: str | None = None) -> MediaSource:
+    return MediaSource("image", source, "messages[0].content[0].image_url", uuid)
+
+
+def load(sources, cache=None, limits=LIMITS, **options):
+    """Through a loader of its own."""
+
+    async def main():
+        loader = MediaLoader(CONFIG, limits, cache, num_workers=2)
+        try:
+            return await loader.load(sources, LoadOptions(**options))
+        finally:
+            await loader.close()
+
+    return asyncio.run(main())
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Counts what is decoded."""
+    calls = []
+    plain = loader_module.load_image
+    monkeypatch.setattr(loader_module, "load_image", lambda *args: calls.append(args) or plain(*args))
+    return calls
+
+
+def test_both_ways_give_the_same_in_order():
+    sources = [image(png(56, 56)), image(data_url(png(84, 28))), image(Image.new("RGB", (28, 28)))]
+    sources.append(MediaSource("video", Video(frames=[np.zeros((56, 56, 3), np.uint8)], timestamps=[0.0]), "v"))
+    many, one_by_one = load(sources), load_all(sources, CONFIG, LIMITS)
+    assert [media.grid for media in many] == [(1, 4, 4), (1, 2, 6), (1, 2, 2), (2, 4, 4)]
+    for left, right in zip(many, one_by_one, strict=True):
+        assert (left.kind, left.grid, left.content_hash) == (right.kind, right.grid, right.content_hash)
+        np.testing.assert_array_equal(left.patches_PC, right.patches_PC)
+
+
+def test_the_first_failure_ends_the_others(monkeypatch):
+    seen = threading.Semaphore(0)
+    plain = loader_module.load_image
+
+    def slow(source, limits, field):
+        seen.release()
+        return plain(source, limits, field)
+
+    monkeypatch.setattr(loader_module, "load_image", slow)
+    with pytest.raises(MediaFormatError, match="is text"):
+        load([image(b"no picture")] + [image(png())] * 40)
+    num_started = 0
+    while seen.acquire(blocking=False):
+        num_started += 1
+    assert num_started < 41
+
+
+def test_loading_ends_as_soon_as_there_is_no_room(decoded):
+    with pytest.raises(RequestError, match="must fit into 10 tokens"):
+        load([image(png())] * 50, max_tokens=10)
+    assert len(decoded) < 50
+    assert len(load([image(png())], max_tokens=6)) == 1
+
+
+def test_a_picture_is_decoded_once(decoded):
+    cache = MediaCache(2**20)
+    first, second = (load([image(data_url(png()))], cache)[0] for _ in range(2))
+    assert len(decoded) == 1
+    assert first is second
+    load([image(png(colour="blue"))], cache)
+    assert len(decoded) == 2
+    assert (cache.stats().num_items, cache.stats().num_hits) == (2, 1)
+    cache.check_integrity()
+
+
+def test_other_processing_and_other_tenants_are_other_entries(decoded):
+    cache = MediaCache(2**20)
+    smaller = override_processor(CONFIG, {"image_max_pixels": 4 * 784})
+    load([image(png())], cache)
+    load([image(png())], cache, tenant="b")
+    assert load([image(png())], cache, config=smaller)[0].grid != load([image(png())], cache)[0].grid
+    assert len(decoded) == 3
+
+
+def test_a_name_stands_for_the_bytes_of_its_own_tenant_only():
+    cache = MediaCache(2**20)
+    red = load([image(png(), "cat")], cache, tenant="a")[0]
+    assert load([image(None, "cat")], cache, tenant="a")[0] is red
+    for tenant in ("b", ""):
+        with pytest.raises(MediaUnknownError, match=r"uuid \('cat'\) is not remembered"):
+            load([image(None, "cat")], cache, tenant=tenant)
+    blue = load([image(png(colour="blue"), "cat")], cache, tenant="b")[0]
+    assert load([image(None, "cat")], cache, tenant="a")[0] is red
+    assert load([image(None, "cat")], cache, tenant="b")[0] is blue
+
+
+def test_bytes_win_over_a_name():
+    cache = MediaCache(2**20)
+    red = load([image(png(), "cat")], cache)[0]
+    blue = load([image(png(colour="blue"), "cat")], cache)[0]
+    assert blue.content_hash != red.content_hash
+    assert load([image(None, "cat")], cache)[0] is blue
+
+
+def test_a_name_is_lost_with_its_picture_and_without_a_cache():
+    cache = MediaCache(4 * 6 * 588)
+    load([image(png(), "cat")], cache)
+    load([image(png(colour="blue"), "dog")], cache)
+    assert cache.stats().num_items == 1
+    for source, memory in ((image(None, "cat"), cache), (image(None, "dog"), None)):
+        with pytest.raises(MediaUnknownError):
+            load([source], memory)
+    with pytest.raises(MediaUnknownError):
+        load_all([image(None, "dog")], CONFIG, LIMITS)
+    assert load_all([image(None, "dog")], CONFIG, LIMITS, cache)[0].grid == (1, 6, 4)
+
+
+def test_an_image_does_not_wait_for_videos(monkeypatch):
+    """All threads for videos are busy for good; images still come."""
+    release = threading.Event()
+    monkeypatch.setattr(loader_module, "video_patches", lambda *args: release.wait(20) and None)
+
+    async def main():
+        loader = MediaLoader(CONFIG, LIMITS, num_workers=2)
+        videos = asyncio.ensure_future(loader.load([MediaSource("video", b"v", "v")] * 5))
+        assert len(await asyncio.wait_for(loader.load([image(png())] * 3), 15)) == 3
+        videos.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await videos
+        release.set()
+        await loader.close()
+
+    asyncio.run(main())
+
+
+def test_a_bomb_costs_one_error_and_the_loop_stays_free():
+    async def main():
+        loader = MediaLoader(CONFIG, MediaLimits(max_image_pixels=1000), num_workers=1)
+        with pytest.raises(MediaError, match="over the limit of 1000 pixels"):
+            await loader.load([image(png(500, 500))])
+        assert (await loader.load([image(png(28, 28))]))[0].grid == (1, 2, 2)
+        await loader.close()
+
+    asyncio.run(main())
+
+
+def entry(size: int, name: int) -> tuple[MediaKey, LoadedMedia]:
+    return MediaKey("", "image", bytes([name]), None), LoadedMedia("image", np.zeros((size, 1), np.uint8), (1, 1, 1), str(name))
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=60))
+def test_the_cache_stays_within_its_bytes_and_keeps_the_latest(steps):
+    cache = MediaCache(100)
+    sizes: dict[int, int] = {}
+    for size, name in steps:
+        size = sizes.setdefault(name, size)  # equal content has equal size
+        key, media = entry(size, name)
+        cache.put(key, media)
+        cache.check_integrity()
+        assert cache.get(key) is media
+    key, media = entry(101, 200)
+    cache.put(key, media)
+    assert cache.get(key) is None
+
+
+def test_the_order_of_use_decides_what_goes():
+    cache = MediaCache(100)
+    entries = [entry(40, name) for name in range(3)]
+    for key, media in entries[:2]:
+        cache.put(key, media)
+    cache.get(entries[0][0])
+    cache.put(*entries[2])
+    assert [cache.get(key) is not None for key, _ in entries] == [True, False, True]
+
+
+def test_load_media_by_itself():
+    assert load_media(image(png()), CONFIG, LIMITS).grid == (1, 6, 4)
