@@ -3,11 +3,15 @@
 Knows nothing about HTTP libraries or about the model.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import ConfigError
+from ernie45.config.media import DEFAULT_PROCESSOR_CACHE_GIB, limit_per_prompt, override_processor
+from ernie45.config.processor import ProcessorConfig
 
 _LEAST = {"port": 0, "max_body_bytes": 1024, "max_num_requests": 1, "num_media_workers": 1}
 
@@ -24,7 +28,13 @@ class ServerConfig:
     max_num_requests      requests at work or waiting; one more is answered with 429.
     num_media_workers     threads that fetch, decode and encode what requests bring.
     allow_private_media   whether picture addresses may point into private networks and to this machine.
+    allowed_media_hosts   host names, addresses and networks (10.1.0.0/16) that picture addresses may point to although they
+                          are not of the public internet.
     allowed_media_folder  a folder whose files may be named by file:// addresses; None: no file may.
+    limit_mm_per_prompt   pictures of one request by kind, over `config.media.DEFAULT_LIMIT_PER_PROMPT`; 0 refuses a kind.
+    mm_processor_kwargs   numbers of the picture processing to change, by FastDeploy's names; see `config.media`. A request may
+                          ask for less, never for more.
+    max_processor_cache   GiB of processed pictures to keep, so that the same one is not decoded again; 0: none.
     drain_seconds         how long a stop waits for running answers.
     quiet                 print neither the start-up lines nor the access log.
     """
@@ -38,7 +48,11 @@ class ServerConfig:
     max_num_requests: int = 512
     num_media_workers: int = 4
     allow_private_media: bool = False
+    allowed_media_hosts: tuple[str, ...] = ()
     allowed_media_folder: Path | None = None
+    limit_mm_per_prompt: Mapping[str, int] = field(default_factory=dict)
+    mm_processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    max_processor_cache: float = DEFAULT_PROCESSOR_CACHE_GIB
     drain_seconds: float = 10.0
     quiet: bool = False
 
@@ -51,6 +65,10 @@ class ServerConfig:
             raise ConfigError(f"port ({self.port}) must be at most 65535; use 0 to take a free one")
         if not self.drain_seconds >= 0:
             raise ConfigError(f"drain_seconds ({self.drain_seconds!r}) must be a number of at least 0; use 0 to stop at once")
+        limit_per_prompt(self.limit_mm_per_prompt)
+        override_processor(ProcessorConfig(), self.mm_processor_kwargs)  # keys and types; the model's own numbers come later
+        if not 0 <= self.max_processor_cache < 2**20:
+            raise ConfigError(f"max_processor_cache ({self.max_processor_cache!r}) must be GiB of at least 0; use 0 for none")
         if self.allowed_media_folder is not None and not Path(self.allowed_media_folder).is_dir():
             raise ConfigError(
                 f"allowed_media_folder ({str(self.allowed_media_folder)!r}) must be an existing folder; "
