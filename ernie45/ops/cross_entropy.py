@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ernie45.ops import rowwise
-from ernie45.ops.native import KINDS, in_parts
+from ernie45.ops.native import KINDS
 
 CHUNK_ELEMENTS = 2**22
 """Logits computed at a time: 16 MB in fp32, which stays in a last-level cache instead of going through memory."""
@@ -66,7 +66,7 @@ def _compiled_softmax(
     right_C = torch.empty(len(logits_CV), dtype=torch.bool)
     inputs = (logits_CV, labels_C.contiguous(), weights_C.float().contiguous(), *logits_CV.shape, int(wants_gradient))
     outputs, kind = (losses_C, right_C), KINDS[logits_CV.dtype]
-    in_parts(lambda part, parts: rowwise.KERNELS.call("ernie_cross_entropy", kind, *inputs, part, parts, *outputs))
+    rowwise.KERNELS.call("ernie_cross_entropy", kind, *inputs, torch.get_num_threads(), *outputs)
     return losses_C, right_C, logits_CV if wants_gradient else None
 
 

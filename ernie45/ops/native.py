@@ -2,8 +2,7 @@
 
 Knows nothing about what the kernels compute.
 
-Kernels are plain C functions over pointers. One that can share its work takes `part, parts` and does every parts-th piece,
-beginning at part: torch's number of threads decides how many calls it gets.
+Kernels are plain C functions over pointers. One that can share its work among threads takes their number.
 """
 
 import ctypes
@@ -13,8 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from torch import Tensor
 
 _SOURCES = Path(__file__).parent / "csrc"
 # Sums may be reordered, which vectors need. Not -ffast-math: linking with it changes how the whole process rounds tiny numbers.
-_FLAGS = "-std=c++17 -O3 -march=native -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math".split()
+_FLAGS = "-std=c++17 -O3 -march=native -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -pthread".split()
 
 
 _TYPES = {"i": ctypes.c_int, "p": ctypes.c_void_p, "f": ctypes.c_float}
@@ -56,21 +54,6 @@ class Kernels:
         assert self.available, self._name
         assert all(item.is_contiguous() for item in arguments if isinstance(item, Tensor)), function
         getattr(self._library, function)(*[item.data_ptr() if isinstance(item, Tensor) else item for item in arguments])
-
-
-def in_parts(run: Callable[[int, int], None]) -> None:
-    """run(part, parts) for every part, on as many threads as torch has. The kernels let go of the interpreter's lock."""
-    parts = torch.get_num_threads()
-    if parts == 1:
-        return run(0, 1)
-    for _ in _threads(parts).map(lambda part: run(part, parts), range(parts)):
-        pass
-    return None
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="ernie45-kernel")
 
 
 @cache

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ernie45.ops import rowwise
-from ernie45.ops.native import KINDS, in_parts
+from ernie45.ops.native import KINDS
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -40,7 +40,7 @@ def _forward(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     y_TD = torch.empty_like(x_TD)
     sizes = (x_TD.numel() // size, size, eps)
     kind = KINDS[x_TD.dtype]
-    in_parts(lambda part, parts: rowwise.KERNELS.call("ernie_norm_forward", kind, x_TD, weight_D, *sizes, part, parts, y_TD))
+    rowwise.KERNELS.call("ernie_norm_forward", kind, x_TD, weight_D, *sizes, torch.get_num_threads(), y_TD)
     return y_TD
 
 
@@ -62,5 +62,5 @@ class _CompiledNorm(torch.autograd.Function):
         weight_grads_ND = torch.zeros(torch.get_num_threads(), size)
         inputs = (KINDS[x_TD.dtype], x_TD, weight_D, grad_TD, x_TD.numel() // size, size, ctx.eps)
         outputs = (x_grad_TD, weight_grads_ND)
-        in_parts(lambda part, parts: rowwise.KERNELS.call("ernie_norm_backward", *inputs, part, parts, *outputs))
+        rowwise.KERNELS.call("ernie_norm_backward", *inputs, torch.get_num_threads(), *outputs)
         return x_grad_TD, weight_grads_ND.sum(0).to(weight_D.dtype), None

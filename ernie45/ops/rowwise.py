@@ -11,11 +11,11 @@ from ernie45.ops.native import KINDS, Kernels
 KERNELS = Kernels(
     "rowwise",
     {
-        "ernie_norm_forward": "ippiifiip",
-        "ernie_norm_backward": "ipppiifiipp",
-        "ernie_swiglu_forward": "ippiiiip",
-        "ernie_swiglu_backward": "ipppiiiipp",
-        "ernie_cross_entropy": "ipppiiiiipp",
+        "ernie_norm_forward": "ippiifip",
+        "ernie_norm_backward": "ipppiifipp",
+        "ernie_swiglu_forward": "ippiiip",
+        "ernie_swiglu_backward": "ipppiiipp",
+        "ernie_cross_entropy": "ipppiiiipp",
     },
 )
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ernie45.ops.attention import packed_attention
-from ernie45.ops.native import KINDS, Kernels, in_parts
+from ernie45.ops.native import KINDS, Kernels
 from ernie45.ops.rope import rotate_interleaved
 
 _KERNELS = Kernels(
     "attention",
-    {"ernie_attention_forward": "ippiiipiiiipp", "ernie_attention_backward": "ippiiipiiiipppp"},
+    {"ernie_attention_forward": "ippiiipiiipp", "ernie_attention_backward": "ippiiipiiipppp"},
 )
 
 
@@ -63,15 +63,11 @@ class _CompiledSelfAttention(torch.autograd.Function):
         qkv_TW, rotations = qkv_TW.contiguous(), rotations.contiguous()
         num_tokens, head_dim = len(qkv_TW), 2 * rotations.shape[-1]
         borders = torch.tensor(cu_seqlens)
-        sizes = (*heads, head_dim, borders, len(borders) - 1, 1)
+        sizes = (*heads, head_dim, borders, len(borders) - 1, 1, torch.get_num_threads())
         out_TW = qkv_TW.new_empty(num_tokens, heads.num_heads * head_dim)
         logsums_TH = torch.empty(num_tokens, heads.num_heads)
         kind = KINDS[qkv_TW.dtype]
-
-        def run(part: int, parts: int) -> None:
-            _KERNELS.call("ernie_attention_forward", kind, qkv_TW, rotations, *sizes, part, parts, out_TW, logsums_TH)
-
-        in_parts(run)
+        _KERNELS.call("ernie_attention_forward", kind, qkv_TW, rotations, *sizes, out_TW, logsums_TH)
         ctx.save_for_backward(qkv_TW, rotations, out_TW, logsums_TH)
         ctx.sizes = sizes
         return out_TW
@@ -83,9 +79,5 @@ class _CompiledSelfAttention(torch.autograd.Function):
         out_grad_TW = out_grad_TW.contiguous()
         qkv_grad_TW = torch.empty_like(qkv_TW)
         kind, gradients = KINDS[qkv_TW.dtype], (out_TW, logsums_TH, out_grad_TW, qkv_grad_TW)
-
-        def run(part: int, parts: int) -> None:
-            _KERNELS.call("ernie_attention_backward", kind, qkv_TW, rotations, *ctx.sizes, part, parts, *gradients)
-
-        in_parts(run)
+        _KERNELS.call("ernie_attention_backward", kind, qkv_TW, rotations, *ctx.sizes, *gradients)
         return qkv_grad_TW, None, None, None

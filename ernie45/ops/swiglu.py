@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ernie45.ops import rowwise
-from ernie45.ops.native import KINDS, in_parts
+from ernie45.ops.native import KINDS
 
 
 def swiglu(gate_up_RG: Tensor, scale_R: Tensor | None = None) -> Tensor:
@@ -36,7 +36,7 @@ def _forward(gate_up_RG: Tensor, scale_R: Tensor | None) -> Tensor:
     num_rows, size = gate_up_RG.shape[0], gate_up_RG.shape[1] // 2
     y_RF = gate_up_RG.new_empty(num_rows, size)
     inputs = (KINDS[gate_up_RG.dtype], gate_up_RG, scale_R, num_rows, size)
-    in_parts(lambda part, parts: rowwise.KERNELS.call("ernie_swiglu_forward", *inputs, part, parts, y_RF))
+    rowwise.KERNELS.call("ernie_swiglu_forward", *inputs, torch.get_num_threads(), y_RF)
     return y_RF
 
 
@@ -56,5 +56,5 @@ class _CompiledSwiglu(torch.autograd.Function):
         scale_grad_R = None if scale_R is None else torch.empty_like(scale_R)
         inputs = (KINDS[gate_up_RG.dtype], gate_up_RG, scale_R, grad_RF, *grad_RF.shape)
         outputs = (gate_up_grad_RG, scale_grad_R)
-        in_parts(lambda part, parts: rowwise.KERNELS.call("ernie_swiglu_backward", *inputs, part, parts, *outputs))
+        rowwise.KERNELS.call("ernie_swiglu_backward", *inputs, torch.get_num_threads(), *outputs)
         return gate_up_grad_RG, scale_grad_R

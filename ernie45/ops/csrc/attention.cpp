@@ -1,12 +1,13 @@
 // Self-attention over packed sequences with its backward pass, rope included, for training on a CPU.
 // Knows nothing about torch, layers or caches. Plain C interface, sizes count elements; inputs and outputs fp32 or bf16 (kind 0
 // or 1), all arithmetic fp32. Scores exist one tile at a time: softmax online forwards, recomputed from the row's log-sum
-// backwards (FlashAttention-2, arXiv 2307.08691). A call does its share of the (sequence, KV head) pairs, so threads need no locks.
+// backwards (FlashAttention-2, arXiv 2307.08691). (Sequence, KV head) pairs are shared among threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
+#include "threads.h"
 #include "vectors.h"
 
 namespace {
@@ -270,18 +271,20 @@ struct Packed {
     const int64_t* borders;
     int sequences, causal;
     const float* turns;
-    int part, parts;
+    int threads;
 };
 
-// Calls run for every parts-th pair of sequence and KV head, beginning at part
+// Calls run for every pair of sequence and KV head
 template <class F> void each(const Packed& p, F run) {
-    for (int pair = p.part; pair < p.sequences * p.shape.kv; pair += p.parts) {
-        int sequence = pair / p.shape.kv;
-        int64_t start = p.borders[sequence];
-        Task task{p.shape, start, int(p.borders[sequence + 1] - start), pair % p.shape.kv, p.causal != 0,
-                  p.turns ? p.turns + start * p.shape.dim : nullptr};
-        if (task.length) run(task);
-    }
+    parallel(p.threads, [&](int part, int parts) {
+        for (int pair = part; pair < p.sequences * p.shape.kv; pair += parts) {
+            int sequence = pair / p.shape.kv;
+            int64_t start = p.borders[sequence];
+            Task task{p.shape, start, int(p.borders[sequence + 1] - start), pair % p.shape.kv, p.causal != 0,
+                      p.turns ? p.turns + start * p.shape.dim : nullptr};
+            if (task.length) run(task);
+        }
+    });
 }
 
 }  // namespace
@@ -290,16 +293,16 @@ extern "C" {
 
 // qkv [T, (h + 2 j) dim] -> out [T, h dim], logsums [T, h]
 void ernie_attention_forward(int kind, const void* qkv, const float* turns, int h, int j, int dim, const int64_t* borders, int sequences,
-                             int causal, int part, int parts, void* out, float* logsums) {
-    Packed p{{h, j, dim}, borders, sequences, causal, turns, part, parts};
+                             int causal, int threads, void* out, float* logsums) {
+    Packed p{{h, j, dim}, borders, sequences, causal, turns, threads};
     if (kind) each(p, [&](const Task& t) { forward(t, (const bf16*)qkv, (bf16*)out, logsums); });
     else each(p, [&](const Task& t) { forward(t, (const float*)qkv, (float*)out, logsums); });
 }
 
 // and back: qkv_grad [T, (h + 2 j) dim] from out_grad [T, h dim]
 void ernie_attention_backward(int kind, const void* qkv, const float* turns, int h, int j, int dim, const int64_t* borders, int sequences,
-                              int causal, int part, int parts, const void* out, const float* logsums, const void* out_grad, void* qkv_grad) {
-    Packed p{{h, j, dim}, borders, sequences, causal, turns, part, parts};
+                              int causal, int threads, const void* out, const float* logsums, const void* out_grad, void* qkv_grad) {
+    Packed p{{h, j, dim}, borders, sequences, causal, turns, threads};
     if (kind) {
         Gradients<bf16> g{(const bf16*)out, (const bf16*)out_grad, logsums, (bf16*)qkv_grad};
         each(p, [&](const Task& t) { backward(t, (const bf16*)qkv, g); });

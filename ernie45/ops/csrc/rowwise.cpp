@@ -1,12 +1,13 @@
 // What a training step on a CPU does row by row: RMS norm, SwiGLU and softmax cross-entropy, each with its gradient.
 // Knows nothing about torch or about layers. Plain C interface, sizes count elements; tensors fp32 or bf16 (kind 0 or 1), arithmetic
 // fp32. torch's own operations make five to ten passes through memory for each of these; here it is one.
-// A call does its share of the rows, one run of them, so threads need no locks.
+// Rows are shared among threads, a run of them each.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
+#include "threads.h"
 #include "vectors.h"
 
 namespace {
@@ -102,43 +103,46 @@ template <class T> float cross_entropy(T* logits, int v, int64_t label, float we
     return loss;
 }
 
-template <class F> void rows(int64_t m, int part, int parts, F run) {
-    for (int64_t r = m * part / parts; r < m * (part + 1) / parts; ++r) run(r);
+// Calls run(row, thread) for every row
+template <class F> void rows(int64_t m, int threads, F run) {
+    parallel(threads, [&](int part, int parts) {
+        for (int64_t r = m * part / parts; r < m * (part + 1) / parts; ++r) run(r, part);
+    });
 }
 
 }  // namespace
 
 extern "C" {
 
-void ernie_norm_forward(int kind, const void* x, const void* w, int m, int d, float eps, int part, int parts, void* y) {
-    auto run = [&](auto* x, auto* w, auto* y) { rows(m, part, parts, [&](int64_t r) { norm(x + r * d, w, d, eps, y + r * d); }); };
+void ernie_norm_forward(int kind, const void* x, const void* w, int m, int d, float eps, int threads, void* y) {
+    auto run = [&](auto* x, auto* w, auto* y) { rows(m, threads, [&](int64_t r, int) { norm(x + r * d, w, d, eps, y + r * d); }); };
     if (kind) run((const bf16*)x, (const bf16*)w, (bf16*)y);
     else run((const float*)x, (const float*)w, (float*)y);
 }
 
-// dw [parts, d] fp32: each part sums into its own row
-void ernie_norm_backward(int kind, const void* x, const void* w, const void* g, int m, int d, float eps, int part, int parts, void* dx,
+// dw [threads, d] fp32: each thread sums into its own row
+void ernie_norm_backward(int kind, const void* x, const void* w, const void* g, int m, int d, float eps, int threads, void* dx,
                          float* dw) {
     auto run = [&](auto* x, auto* w, auto* g, auto* dx) {
-        rows(m, part, parts, [&](int64_t r) { norm_back(x + r * d, w, g + r * d, d, eps, dx + r * d, dw + int64_t(part) * d); });
+        rows(m, threads, [&](int64_t r, int part) { norm_back(x + r * d, w, g + r * d, d, eps, dx + r * d, dw + int64_t(part) * d); });
     };
     if (kind) run((const bf16*)x, (const bf16*)w, (const bf16*)g, (bf16*)dx);
     else run((const float*)x, (const float*)w, (const float*)g, (float*)dx);
 }
 
 // scale [m] fp32, or null for 1
-void ernie_swiglu_forward(int kind, const void* gate_up, const float* scale, int m, int f, int part, int parts, void* y) {
+void ernie_swiglu_forward(int kind, const void* gate_up, const float* scale, int m, int f, int threads, void* y) {
     auto run = [&](auto* gate_up, auto* y) {
-        rows(m, part, parts, [&](int64_t r) { swiglu(gate_up + r * 2 * f, f, scale ? scale[r] : 1.0f, y + r * f); });
+        rows(m, threads, [&](int64_t r, int) { swiglu(gate_up + r * 2 * f, f, scale ? scale[r] : 1.0f, y + r * f); });
     };
     if (kind) run((const bf16*)gate_up, (bf16*)y);
     else run((const float*)gate_up, (float*)y);
 }
 
-void ernie_swiglu_backward(int kind, const void* gate_up, const float* scale, const void* g, int m, int f, int part, int parts,
+void ernie_swiglu_backward(int kind, const void* gate_up, const float* scale, const void* g, int m, int f, int threads,
                            void* gate_up_grad, float* scale_grad) {
     auto run = [&](auto* gate_up, auto* g, auto* gate_up_grad) {
-        rows(m, part, parts, [&](int64_t r) {
+        rows(m, threads, [&](int64_t r, int) {
             float grad = swiglu_back(gate_up + r * 2 * f, g + r * f, f, scale ? scale[r] : 1.0f, gate_up_grad + r * 2 * f);
             if (scale) scale_grad[r] = grad;
         });
@@ -148,10 +152,10 @@ void ernie_swiglu_backward(int kind, const void* gate_up, const float* scale, co
 }
 
 // logits [m, v] are overwritten with the gradient if there is to be one
-void ernie_cross_entropy(int kind, void* logits, const int64_t* labels, const float* weights, int m, int v, int gradient, int part, int parts,
+void ernie_cross_entropy(int kind, void* logits, const int64_t* labels, const float* weights, int m, int v, int gradient, int threads,
                          float* losses, bool* right) {
     auto run = [&](auto* logits) {
-        rows(m, part, parts, [&](int64_t r) {
+        rows(m, threads, [&](int64_t r, int) {
             losses[r] = cross_entropy(logits + r * v, v, labels[r], weights[r], gradient != 0, right + r);
         });
     };
