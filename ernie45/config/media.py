@@ -69,26 +69,30 @@ def override_processor(
     capped: whether `config` is also the most that may be asked for, as it is for a request. ConfigError for an unknown key, a
     wrong type, values that contradict each other, and sizes that the model's own weights fix.
     """
-    if not isinstance(kwargs, Mapping):
-        raise ConfigError(f'{field} ({kwargs!r}) must be an object such as {{"video_fps": 2}}; correct it')
     changes: dict[str, Any] = {}
-    for key, value in kwargs.items():
-        if key not in _KEYS:
-            raise ConfigError(f"{field} has the unknown key {key!r}; known are {', '.join(_KEYS)}{_near(key, _KEYS)}")
-        name, kind = _KEYS[key]
-        value = _typed(value, kind, f"{field}.{key}")
+    for key, value in check_processor_kwargs(kwargs, field).items():
         fixed = {"spatial_conv_size": config.merge_size, "temporal_conv_size": _TEMPORAL_CONV_SIZE}.get(key, value)
         if value != fixed:
             raise ConfigError(f"{field}.{key} ({value}) must be {fixed}: the model's weights fix it; leave it out")
         ceiling = getattr(config, _CEILINGS[key]) if capped and key in _CEILINGS else None
         if ceiling is not None and value > ceiling:
             raise ConfigError(f"{field}.{key} ({value}) must be at most {ceiling}, what the server is set to; lower it")
-        if name:
-            changes[name] = value
+        if _KEYS[key][0]:
+            changes[_KEYS[key][0]] = value
     try:
         return replace(config, **changes)
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}") from error
+
+
+def check_processor_kwargs(kwargs: Any, field: str = "mm_processor_kwargs") -> dict[str, Any]:
+    """Keys and types alone, before a model is known. ConfigError for an unknown key or a wrong type."""
+    if not isinstance(kwargs, Mapping):
+        raise ConfigError(f'{field} ({kwargs!r}) must be an object such as {{"video_fps": 2}}; correct it')
+    for key in kwargs:
+        if key not in _KEYS:
+            raise ConfigError(f"{field} has the unknown key {key!r}; known are {', '.join(_KEYS)}{_near(key, _KEYS)}")
+    return {key: _typed(value, _KEYS[key][1], f"{field}.{key}") for key, value in kwargs.items()}
 
 
 def _typed(value: Any, kind: type, field: str) -> Any:

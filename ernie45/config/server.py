@@ -10,8 +10,7 @@ from typing import Any
 
 from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import ConfigError
-from ernie45.config.media import DEFAULT_PROCESSOR_CACHE_GIB, limit_per_prompt, override_processor
-from ernie45.config.processor import ProcessorConfig
+from ernie45.config.media import DEFAULT_PROCESSOR_CACHE_GIB, check_processor_kwargs, limit_per_prompt
 
 _LEAST = {"port": 0, "max_body_bytes": 1024, "max_num_requests": 1, "num_media_workers": 1}
 
@@ -66,7 +65,7 @@ class ServerConfig:
         if not self.drain_seconds >= 0:
             raise ConfigError(f"drain_seconds ({self.drain_seconds!r}) must be a number of at least 0; use 0 to stop at once")
         limit_per_prompt(self.limit_mm_per_prompt)
-        override_processor(ProcessorConfig(), self.mm_processor_kwargs)  # keys and types; the model's own numbers come later
+        check_processor_kwargs(self.mm_processor_kwargs)
         if not 0 <= self.max_processor_cache < 2**20:
             raise ConfigError(f"max_processor_cache ({self.max_processor_cache!r}) must be GiB of at least 0; use 0 for none")
         if self.allowed_media_folder is not None and not Path(self.allowed_media_folder).is_dir():
