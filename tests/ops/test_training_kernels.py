@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ernie45.ops import native, rowwise, self_attention
+from ernie45.ops import native, self_attention
 from ernie45.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from ernie45.ops.norm import rms_norm, rms_norm_reference
 from ernie45.ops.rope import decoder_rope_table
