@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ernie45.config.model import ModelConfig
 from ernie45.model.cache import CacheStep
+from ernie45.model.lora import AdapterRows, add_low_rank
 from ernie45.ops import decode
 from ernie45.ops.attention import paged_attention
 from ernie45.ops.self_attention import Heads, rotated, self_attention
@@ -29,22 +30,25 @@ class SelfAttention(nn.Module):
         cu_seqlens: tuple[int, ...],
         layer: int,
         cache: CacheStep | None,
+        adapters: tuple[AdapterRows, ...] = (),
     ) -> Tensor:
         """x [T, D] -> [T, D]. With a cache the new keys and values are written to it first, then all of it is read."""
         if cache is not None and len(x_TD) == len(cache.context_lens) and decode.serves(x_TD):
-            return self._decode(x_TD, rope, layer, cache)
-        qkv_TW, heads = self.qkv_proj(x_TD), Heads(self.num_heads, self.num_kv_heads)
+            return self._decode(x_TD, rope, layer, cache, adapters)
+        qkv_TW = add_low_rank(self.qkv_proj(x_TD), x_TD, self.qkv_proj, adapters)
+        heads = Heads(self.num_heads, self.num_kv_heads)
         if cache is None:
-            return self.o_proj(self_attention(qkv_TW, rope, heads, cu_seqlens))
+            out_TW = self_attention(qkv_TW, rope, heads, cu_seqlens)
+            return add_low_rank(self.o_proj(out_TW), out_TW, self.o_proj, adapters)
         q_THK, k_TJK, v_TJK = rotated(qkv_TW, rope, heads)
         k_NSJK, v_NSJK = cache.write(layer, k_TJK, v_TJK)
-        out_THK = paged_attention(q_THK, k_NSJK, v_NSJK, cache.page_table_BN, cu_seqlens, cache.context_lens)
-        return self.o_proj(out_THK.flatten(1))
+        out_TW = paged_attention(q_THK, k_NSJK, v_NSJK, cache.page_table_BN, cu_seqlens, cache.context_lens).flatten(1)
+        return add_low_rank(self.o_proj(out_TW), out_TW, self.o_proj, adapters)
 
-    def _decode(self, x_TD: Tensor, rope: Tensor, layer: int, cache: CacheStep) -> Tensor:
+    def _decode(self, x_TD: Tensor, rope: Tensor, layer: int, cache: CacheStep, adapters: tuple[AdapterRows, ...]) -> Tensor:
         """One new token for each sequence, through the compiled kernels."""
         pages = (cache.cache.keys_LNSJK[layer], cache.cache.values_LNSJK[layer])
-        qkv_TW = decode.linear(x_TD, self.qkv_proj.weight)
+        qkv_TW = add_low_rank(decode.linear(x_TD, self.qkv_proj.weight), x_TD, self.qkv_proj, adapters)
         places = decode.Places(cache.slots_T, cache.page_table_BN, cache.context_lens)
         out_TW = decode.attention(qkv_TW, rope, self.num_heads, pages, places)
-        return decode.linear(out_TW, self.o_proj.weight)
+        return add_low_rank(decode.linear(out_TW, self.o_proj.weight), out_TW, self.o_proj, adapters)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ernie45.config.inputs import ModelInput
+from ernie45.model.lora import AdapterRows
 
 
 class PoolRows(NamedTuple):
@@ -38,7 +39,7 @@ class PackedBatch:
 
     token_ids_T int64 [T]; positions_TX int64 [T, 3] (time, height, width); cu_seqlens: host borders 0 ... T;
     text_rows, vision_rows: the two pools' rows; feature_rows_R: rows that take a vision feature, in order (None: none);
-    vision: pictures to encode in this step, or None.
+    vision: pictures to encode in this step, or None. adapters: the LoRA adapters of the step, each with its rows.
     """
 
     token_ids_T: Tensor
@@ -48,6 +49,7 @@ class PackedBatch:
     vision_rows: PoolRows
     feature_rows_R: Tensor | None = None
     vision: VisionBatch | None = None
+    adapters: tuple[AdapterRows, ...] = ()
 
     def __len__(self) -> int:
         return self.cu_seqlens[-1]

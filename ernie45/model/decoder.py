@@ -31,12 +31,13 @@ class DecoderBlock(nn.Module):
         self, x_TD: Tensor, rope: Tensor, batch: PackedBatch, cache: CacheStep | None
     ) -> tuple[Tensor, list[RouterOutput]]:
         """x [T, D] -> ([T, D], router outputs, empty for a dense block)."""
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rope, batch.cu_seqlens, self.layer, cache)
+        normed_TD = self.input_layernorm(x_TD)
+        x_TD = x_TD + self.self_attn(normed_TD, rope, batch.cu_seqlens, self.layer, cache, batch.adapters)
         normed_TD = self.post_attention_layernorm(x_TD)
         if isinstance(self.mlp, HeterogeneousMoE):
             y_TD, routers = self.mlp(normed_TD, batch)
             return x_TD + y_TD, routers
-        return x_TD + self.mlp(normed_TD), []
+        return x_TD + self.mlp(normed_TD, batch.adapters), []
 
 
 class MTPModule(nn.Module):

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ernie45.config.model import ExpertPoolConfig, Modality, ModelConfig
 from ernie45.model.batch import PackedBatch, PoolRows
+from ernie45.model.lora import AdapterRows, add_low_rank, changes
 from ernie45.ops import decode
 from ernie45.ops.moe import count_experts, moe_ffn, route
 from ernie45.ops.swiglu import swiglu
@@ -36,10 +38,19 @@ class FeedForward(nn.Module):
         self.gate_up_proj = nn.Linear(hidden_size, 2 * ffn_size, bias=False)
         self.down_proj = nn.Linear(ffn_size, hidden_size, bias=False)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, adapters: tuple[AdapterRows, ...] = ()) -> Tensor:
+        if changes(self.gate_up_proj, adapters) or changes(self.down_proj, adapters):
+            return self._adapted(x_TD, adapters)
         if decode.serves(x_TD):
             return decode.ffn(x_TD, self.gate_up_proj.weight, self.down_proj.weight)
         return self.down_proj(swiglu(self.gate_up_proj(x_TD)))
+
+    def _adapted(self, x_TD: Tensor, adapters: tuple[AdapterRows, ...]) -> Tensor:
+        """The compiled kernel is both products in one, so with something to add between them they run one by one."""
+        linear = decode.linear if decode.serves(x_TD) else F.linear
+        gate_up_TG = add_low_rank(linear(x_TD, self.gate_up_proj.weight), x_TD, self.gate_up_proj, adapters)
+        hidden_TF = swiglu(gate_up_TG)
+        return add_low_rank(linear(hidden_TF, self.down_proj.weight), hidden_TF, self.down_proj, adapters)
 
 
 class Router(nn.Module):
@@ -123,7 +134,7 @@ class HeterogeneousMoE(nn.Module):
             routers.append(router_output)
             out_TD = _put(out_TD, y_RD, rows, x_TD)
         assert out_TD is not None, "a MoE layer has at least one pool"
-        return (out_TD if self.shared is None else out_TD + self.shared(x_TD)), routers
+        return (out_TD if self.shared is None else out_TD + self.shared(x_TD, batch.adapters)), routers
 
 
 def _take(x_TD: Tensor, rows: PoolRows) -> Tensor:

@@ -16,6 +16,7 @@ from ernie45.config.model import ModelConfig
 from ernie45.model.batch import PackedBatch, VisionBatch
 from ernie45.model.cache import CacheStep
 from ernie45.model.decoder import DecoderBlock, MTPModule
+from ernie45.model.lora import AdapterRows, add_low_rank
 from ernie45.model.moe import ExpertPool, Router, RouterOutput
 from ernie45.model.norm import RMSNorm
 from ernie45.model.resampler import Resampler
@@ -73,9 +74,14 @@ class ErnieModel(nn.Module):
         return self.embed_tokens.weight.dtype
 
     @property
+    def head(self) -> nn.Embedding | nn.Linear:
+        """What owns the output embedding [V, D]: the input embedding if they are tied."""
+        return self.embed_tokens if self.lm_head is None else self.lm_head
+
+    @property
     def head_weight(self) -> Tensor:
-        """The output embedding [V, D]: the input embedding if they are tied."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        """The output embedding [V, D]."""
+        return self.head.weight
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -140,11 +146,13 @@ class ErnieModel(nn.Module):
                 routers.append(block_routers)
         return ModelOutput(self.norm(x_TD), routers, x_TD)
 
-    def logits(self, hidden_RD: Tensor) -> Tensor:
-        """Head: [R, D] -> [R, V] in the model's dtype. Choose the rows first; the vocabulary is wide."""
-        if decode.serves(hidden_RD):
-            return decode.linear(hidden_RD, self.head_weight)
-        return F.linear(hidden_RD, self.head_weight)
+    def logits(self, hidden_RD: Tensor, adapters: tuple[AdapterRows, ...] = ()) -> Tensor:
+        """Head: [R, D] -> [R, V] in the model's dtype. Choose the rows first; the vocabulary is wide.
+
+        adapters: those of these rows, by their places among them.
+        """
+        linear = decode.linear if decode.serves(hidden_RD) else F.linear
+        return add_low_rank(linear(hidden_RD, self.head_weight), hidden_RD, self.head, adapters)
 
     def predict_ahead(self, depth: int, next_ids_T: Tensor, previous_TD: Tensor, batch: PackedBatch) -> ModelOutput:
         """Multi-token prediction module `depth`: hidden states for the token after next.
