@@ -25,6 +25,9 @@ class ServerConfig:
     engine                budgets and caches of the engine.
     max_body_bytes        largest request body; a larger one is answered with 413.
     max_num_requests      requests at work or waiting; one more is answered with 429.
+    request_timeout_s     seconds that a request may take, from its first byte to the last of its answer; one that takes longer
+                          ends with 504, or with an error event in a stream. None: as long as it likes.
+    trust_request_chat_template  whether a request may bring a chat template of its own, which is a program.
     num_media_workers     threads that fetch, decode and encode what requests bring.
     allow_private_media   whether picture addresses may point into private networks and to this machine.
     allowed_media_hosts   host names, addresses and networks (10.1.0.0/16) that picture addresses may point to although they
@@ -34,6 +37,9 @@ class ServerConfig:
     mm_processor_kwargs   numbers of the picture processing to change, by FastDeploy's names; see `config.media`. A request may
                           ask for less, never for more.
     max_processor_cache   GiB of processed pictures to keep, so that the same one is not decoded again; 0: none.
+    engine_port           port of 127.0.0.1 between server and engine; None: a private ipc file.
+    engine_timeout_s      an engine that does not answer so long hangs, and is killed and started again. A step answers at its
+                          end, so this must be longer than the longest step.
     drain_seconds         how long a stop waits for running answers.
     quiet                 print neither the start-up lines nor the access log.
     """
@@ -45,6 +51,8 @@ class ServerConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     max_body_bytes: int = 64 * 2**20
     max_num_requests: int = 512
+    request_timeout_s: float | None = None
+    trust_request_chat_template: bool = False
     num_media_workers: int = 4
     allow_private_media: bool = False
     allowed_media_hosts: tuple[str, ...] = ()
@@ -52,6 +60,8 @@ class ServerConfig:
     limit_mm_per_prompt: Mapping[str, int] = field(default_factory=dict)
     mm_processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
     max_processor_cache: float = DEFAULT_PROCESSOR_CACHE_GIB
+    engine_port: int | None = None
+    engine_timeout_s: float = 300.0
     drain_seconds: float = 10.0
     quiet: bool = False
 
@@ -62,6 +72,13 @@ class ServerConfig:
                 raise ConfigError(f"{name} ({value!r}) must be a whole number of at least {low}; change it or leave it out")
         if self.port > 65535:
             raise ConfigError(f"port ({self.port}) must be at most 65535; use 0 to take a free one")
+        if self.request_timeout_s is not None and not self.request_timeout_s > 0:
+            rule = f"request_timeout_s ({self.request_timeout_s!r}) must be a number above 0; leave it out for no limit"
+            raise ConfigError(rule)
+        if self.engine_port is not None and not 0 <= self.engine_port <= 65535:
+            raise ConfigError(f"engine_port ({self.engine_port!r}) must be from 0 to 65535; leave it out for none")
+        if not self.engine_timeout_s > 0:
+            raise ConfigError(f"engine_timeout_s ({self.engine_timeout_s!r}) must be above 0; leave it out for the default")
         if not self.drain_seconds >= 0:
             raise ConfigError(f"drain_seconds ({self.drain_seconds!r}) must be a number of at least 0; use 0 to stop at once")
         limit_per_prompt(self.limit_mm_per_prompt)

@@ -3,11 +3,13 @@
 Knows nothing about token ids or pixels.
 """
 
+import copy
 import datetime
 import json
 from typing import Any
 
 import jinja2
+from jinja2 import meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -76,12 +78,17 @@ BUILT_IN_TEMPLATE = r"""
 {%- endif %}
 """
 
+_OWN = {"messages", "tools", "add_generation_prompt", "enable_thinking"}
+
 
 class ChatTemplate:
     """A compiled chat template. It runs in jinja's immutable sandbox: a checkpoint's template is a program of a stranger."""
 
     def __init__(self, source: str = BUILT_IN_TEMPLATE, named_tokens: dict[str, str] | None = None) -> None:
-        """named_tokens: bos_token, eos_token, ... of `tokenizer_config.json`, at hand to the template by these names."""
+        """named_tokens: bos_token, eos_token, ... of `tokenizer_config.json`, at hand to the template by these names.
+
+        variables: what the template reads besides. arguments: values for some of them, see `with_arguments`.
+        """
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
@@ -95,14 +102,40 @@ class ChatTemplate:
                 f"chat template is not valid jinja (line {error.lineno}: {error.message}); correct chat_template.jinja or "
                 "remove it to use the built-in one"
             ) from error
+        self.variables = frozenset(
+            meta.find_undeclared_variables(environment.parse(source)) - _OWN - set(environment.globals) - set(self.named_tokens)
+        )
+        self.arguments: dict[str, Any] = {}
+
+    def with_arguments(self, arguments: dict[str, Any]) -> "ChatTemplate":
+        """The same template with values for further variables that it reads. RequestError for one that it does not."""
+        for name in arguments:
+            if name not in self.variables:
+                rule = f"chat_template_kwargs.{name[:80]} is not read by the model's chat template; "
+                raise RequestError(
+                    rule + (f"it reads {', '.join(sorted(self.variables))}" if self.variables else "leave it out")
+                )
+        template = copy.copy(self)
+        template.arguments = arguments
+        return template
 
     def render(
-        self, messages: list[dict[str, Any]], *, tools: list[Any] | None, add_generation_prompt: bool, enable_thinking: bool
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[Any] | None,
+        add_generation_prompt: bool,
+        enable_thinking: bool,
+        arguments: dict[str, Any] | None = None,
     ) -> str:
-        """The prompt's text. RequestError if the template refuses the conversation or cannot render it."""
+        """The prompt's text. arguments: in place of `self.arguments`, with users' text marked.
+
+        RequestError if the template refuses the conversation or cannot render it.
+        """
         try:
             return self._template.render(
                 **self.named_tokens,
+                **(self.arguments if arguments is None else arguments),
                 messages=messages,
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,

@@ -93,6 +93,10 @@ class Tokenizer:
         """The id of a token, added or ordinary; None if there is no such token."""
         return self._ids.get(token)
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """What a token stands for in a text, perhaps part of a character; empty for an unknown id."""
+        return (self._decoding.bytes_of[token_id] or b"") if 0 <= token_id < len(self) else b""
+
     @property
     def first_special_characters(self) -> frozenset[str]:
         """The characters a control token can begin with."""

@@ -21,20 +21,28 @@ class Decoder(Protocol):
 class Answer:
     """Follows one answer. Stop strings are looked for in the answer, not in the thought before it.
 
+    min_tokens: in the text of the first so many tokens no stop string is looked for.
+
     num_tokens, num_reasoning_tokens: tokens so far; the closing tag counts as thought, and so does what ends it.
     stopped: a stop string is complete; nothing more will come out and the request can be aborted.
     """
 
-    def __init__(self, decoder: Decoder, thinking: bool, stop: tuple[str, ...] = ()) -> None:
+    def __init__(self, decoder: Decoder, thinking: bool, stop: StopStrings | None = None, min_tokens: int = 0) -> None:
         self._decoder = decoder
         self._reasoning = ReasoningStream(thinking)
-        self._stop = StopStrings(stop)
+        self._stop = stop or StopStrings()
+        self._min_tokens = min_tokens
         self.num_tokens = 0
         self.num_reasoning_tokens = 0
 
     @property
     def stopped(self) -> bool:
         return self._stop.hit
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that was found."""
+        return self._stop.found
 
     def push(self, token_ids: Iterable[int]) -> list[Delta]:
         """The pieces these tokens complete. Tokens behind a stop string are neither shown nor counted."""
@@ -61,6 +69,8 @@ class Answer:
         return join([*deltas, Delta("content", rest)] if rest else deltas)
 
     def _filter(self, deltas: list[Delta]) -> list[Delta]:
+        if self.num_tokens <= self._min_tokens:
+            return deltas
         checked = (Delta(part, self._stop.push(text) if part == "content" else text) for part, text in deltas)
         return [delta for delta in checked if delta.text]
 

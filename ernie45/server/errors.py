@@ -42,6 +42,6 @@ class ApiError(Exception):
 def from_user_error(error: Ernie45Error) -> ApiError:
     """A 400 with the error's own line; its param is the field that the line begins with."""
     message = str(error)
-    field = re.match(r"messages[\w.\[\]]*|[a-z][a-z_]*(?= \()", message)
+    field = re.match(r"messages[\w.\[\]]*|[a-z]\w*(?:\[\d+\]|\.\w+)*(?= \(| is )", message)
     code = "invalid_media" if isinstance(error, MediaError) else "invalid_value"
     return ApiError(400, message, param=field[0] if field else None, code=code)

@@ -18,7 +18,7 @@ SAMPLES = Path(__file__).parent.parent / "assets" / "samples"
 _SAMPLE_FIELDS = ("file", "question", "answer", "kind")
 
 
-def add_pages(app: FastAPI) -> None:
+def add_pages(app: FastAPI, _: object) -> None:
     """GET / is the page, /samples lists pictures, /samples/{file} is one."""
     page = _PAGE.read_bytes()
     headers = {"Content-Security-Policy": content_policy(page.decode()), "Cache-Control": "no-cache"}

@@ -1,4 +1,4 @@
-"""Bytes of a request body to a checked `ChatRequest`, or an error that names the field and a way out.
+"""Bytes of a request body to a checked request of the kind that is expected, or an error that names the field and a way out.
 
 Knows nothing about the model or the engine.
 """
@@ -7,29 +7,60 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ernie45.server.errors import ApiError
-from ernie45.server.protocol import UNSUPPORTED, ChatRequest
+from ernie45.server.protocol import ApiRequest
+
+R = TypeVar("R", bound=ApiRequest)
 
 _MAX_SHOWN = 80
 _SURROGATE_RE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_chat_request(body: bytes) -> ChatRequest:
+def parse_request(body: bytes, model: type[R]) -> R:
     """ApiError (400) for a body that is not JSON or not a request this server can fulfil."""
     data = parse_json(body)
     if not isinstance(data, dict):
-        rule = f"the body must be a JSON object, is {_kind(data)}; send {{'messages': [...]}}"
+        rule = f"the body must be a JSON object, is {_kind(data)}; see /openapi.json"
         raise ApiError(400, rule, code="invalid_json")
-    data = _without_neutral(data)
+    data, moved = _with_metadata(_without_neutral(data, model), model)
     try:
-        return ChatRequest.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        raise _api_error(error.errors(include_url=False), data) from None
+        raise _api_error(error.errors(include_url=False), data, model, moved) from None
+
+
+def _with_metadata(data: dict[str, Any], model: type[ApiRequest]) -> tuple[dict[str, Any], frozenset[str]]:
+    """FastDeploy's older clients put fields into `metadata`, where OpenAI's put tags: entries named like fields are moved.
+
+    The names that were moved come with it. ApiError for one that disagrees with the field itself.
+    """
+    metadata = data.get("metadata")
+    if not model.metadata_fields or not isinstance(metadata, dict):
+        return data, frozenset()
+    named = [name for name in metadata if name in model.model_fields or name in model.unsupported]
+    for name in named:
+        if name not in model.metadata_fields:
+            rule = f"metadata.{name} has no effect there; put {name} at the top level of the request"
+            raise ApiError(400, rule, param=f"metadata.{name}", code="invalid_value")
+    moved = {name: _from_tag(model, name, metadata[name]) for name in named}
+    for name, value in moved.items():
+        if data.get(name) is not None and not _same(data[name], value):
+            rule = f"{name} ({_shown(data[name])}) and metadata.{name} ({_shown(value)}) disagree; send one of them"
+            raise ApiError(400, rule, param=name, code="invalid_value")
+    return data | moved, frozenset(name for name in moved if data.get(name) is None)
+
+
+def _from_tag(model: type[ApiRequest], name: str, value: Any) -> Any:
+    """OpenAI's libraries only let texts into metadata, so true and false may come as texts there."""
+    is_switch = model.model_fields[name].annotation == bool | None
+    if is_switch and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    return value
 
 
 def parse_json(body: bytes) -> Any:
@@ -51,14 +82,14 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _without_neutral(data: dict[str, Any]) -> dict[str, Any]:
+def _without_neutral(data: dict[str, Any], model: type[ApiRequest]) -> dict[str, Any]:
     """Drop fields whose value asks for nothing; refuse those that ask for what this server cannot do."""
     kept = {}
     for name, value in data.items():
-        if name not in UNSUPPORTED:
+        if name not in model.unsupported:
             kept[name] = value
-        elif value is not None and not any(_same(value, neutral) for neutral in UNSUPPORTED[name]):
-            neutral = "".join(f" or set it to {json.dumps(value)}" for value in UNSUPPORTED[name][:1])
+        elif value is not None and not any(_same(value, neutral) for neutral in model.unsupported[name]):
+            neutral = "".join(f" or set it to {json.dumps(value)}" for value in model.unsupported[name][:1])
             raise ApiError(
                 400,
                 f"{name} ({_shown(value)}) is not supported by this server; leave it out{neutral}",
@@ -72,12 +103,16 @@ def _same(value: Any, neutral: Any) -> bool:
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
-def _api_error(errors: Sequence[ErrorDetails], data: Any) -> ApiError:
+def _api_error(
+    errors: Sequence[ErrorDetails], data: Any, model: type[ApiRequest], moved: frozenset[str] = frozenset()
+) -> ApiError:
     """The first error, unknown fields before others: they usually explain them."""
     error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     field, kind = _path(error, data), error["type"]
+    if error["loc"] and error["loc"][0] in moved:
+        field = f"metadata.{field}"
     if kind == "extra_forbidden":
-        return _unknown_field(field)
+        return _unknown_field(field, model)
     if kind == "missing":
         return ApiError(400, f"{field} is missing; add it", param=field, code="missing_required_parameter")
     rule = error["msg"][:1].lower() + error["msg"][1:]
@@ -93,9 +128,9 @@ def _api_error(errors: Sequence[ErrorDetails], data: Any) -> ApiError:
     return ApiError(400, f"{field} ({_shown(error['input'])}) {rule}; change it", param=field, code="invalid_value")
 
 
-def _unknown_field(field: str) -> ApiError:
+def _unknown_field(field: str, model: type[ApiRequest]) -> ApiError:
     parent, _, name = field.rpartition(".")
-    near = difflib.get_close_matches(name, ChatRequest.model_fields, n=1) if not parent else []
+    near = difflib.get_close_matches(name, model.model_fields, n=1) if not parent else []
     way_out = f"did you mean {near[0]}?" if near else "leave it out"
     return ApiError(400, f"{field} is not a field of this request; {way_out}", param=field, code="unknown_parameter")
 

@@ -28,7 +28,7 @@ from ernie45.server.app import create_app
 from ernie45.server.engine_client import EngineClient
 from ernie45.server.engine_loop import Engine
 from ernie45.server.messages import Capacity
-from ernie45.server.service import ChatService
+from ernie45.server.service import Service
 from ernie45.server.translate import SamplingDefaults
 
 # What uvicorn waits for tasks beyond our own draining, before it cancels them.
@@ -46,7 +46,7 @@ def serve(config: ServerConfig) -> int:
         folder = resolve_model(config.model)
         processor = Processor.from_dir(folder, limits=media_limits(config))
         engine = EngineClient(lambda: _load(folder, config.engine))
-        service = ChatService(config, processor, engine, SamplingDefaults.from_dir(folder))
+        service = Service(config, processor, engine, SamplingDefaults.from_dir(folder))
         return ServerRun(config, service, listener).run()
     finally:
         listener.close()
@@ -87,7 +87,7 @@ def media_limits(config: ServerConfig) -> MediaLimits:
 class ServerRun(uvicorn.Server):
     """uvicorn with our start-up lines, our draining and our exit codes."""
 
-    def __init__(self, config: ServerConfig, service: ChatService, listener: socket.socket) -> None:
+    def __init__(self, config: ServerConfig, service: Service, listener: socket.socket) -> None:
         app = create_app(service, on_start=self._watch_engine)
         super().__init__(
             uvicorn.Config(

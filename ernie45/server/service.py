@@ -1,11 +1,11 @@
-"""The life of a chat request: admitted, parsed, translated in a thread, run by the engine, answered.
+"""The life of a generating request: admitted, parsed, translated in a thread, run by the engine, answered.
 
-Knows nothing about routes, sockets or how the engine works.
+Knows nothing about routes, sockets, the form of bodies and answers, or how the engine works.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -13,20 +13,21 @@ from typing import Any, Literal, TypeVar
 from ernie45.config.errors import Ernie45Error
 from ernie45.config.server import ServerConfig
 from ernie45.processor import Processor
-from ernie45.processor.tokenizer import IncrementalDecoder
-from ernie45.server.answer import Answer
+from ernie45.server.endpoint import Endpoint
 from ernie45.server.engine_client import EngineClient, EngineDeadError
 from ernie45.server.errors import ApiError, from_user_error
-from ernie45.server.messages import Accepted, Tokens
-from ernie45.server.parse import parse_chat_request
-from ernie45.server.stream import Reply, events, whole_answer
-from ernie45.server.translate import Job, SamplingDefaults, check_model, has_media, translate
+from ernie45.server.job import Job, ServedModel, Task
+from ernie45.server.parse import parse_request
+from ernie45.server.protocol import ApiRequest
+from ernie45.server.sampling import SamplingDefaults
+from ernie45.server.stream import Deadline, Reports, Runs, events, read_all
 
 _log = logging.getLogger("ernie45.server")
 _NUM_TEXT_WORKERS = 2
 _RETRY_AFTER_S = 1
 
 T = TypeVar("T")
+R = TypeVar("R", bound=ApiRequest)
 State = Literal["loading", "ready", "draining", "dead"]
 
 
@@ -35,11 +36,11 @@ class Streamed:
     """A begun stream. close frees what it holds; call it once, whether the events were read or not."""
 
     events: AsyncGenerator[bytes, None]
-    close: Callable[[], Any]
+    close: Callable[[], Awaitable[None]]
 
 
-class ChatService:
-    """Answers chat requests with one processor and one engine. All methods belong to one event loop."""
+class Service:
+    """Answers requests with one processor and one engine. All methods belong to one event loop."""
 
     def __init__(
         self, config: ServerConfig, processor: Processor, engine: EngineClient, defaults: SamplingDefaults | None = None
@@ -49,6 +50,7 @@ class ChatService:
         self.engine = engine
         self.defaults = defaults or SamplingDefaults()
         self.num_active = 0
+        self.num_jobs = 0
         self.draining = False
         # Texts have threads of their own, so that a picture host that answers slowly holds up pictures only.
         self._text_pool = ThreadPoolExecutor(_NUM_TEXT_WORKERS, thread_name_prefix="ernie45-text")
@@ -58,27 +60,49 @@ class ChatService:
     def state(self) -> State:
         return "draining" if self.draining else self.engine.state
 
-    async def answer(self, body: bytes) -> dict[str, Any] | Streamed:
-        """One object, or a stream whose request the engine has accepted. ApiError for everything that is wrong."""
+    @property
+    def served(self) -> ServedModel:
+        """What requests are translated for. Only with an engine that is loaded."""
+        assert self.engine.capacity is not None, self.state
+        return ServedModel(
+            processor=self.processor,
+            defaults=self.defaults,
+            names=(self.config.model_name, self.config.model),
+            max_model_len=self.engine.capacity.max_model_len,
+            allow_chat_template=self.config.trust_request_chat_template,
+        )
+
+    async def answer(self, endpoint: Endpoint[R], body: bytes) -> dict[str, Any] | Streamed:
+        """One object, or a stream whose requests the engine has accepted. ApiError for everything that is wrong."""
         self._admit()
         self.num_active += 1
-        reports = None
+        deadline = Deadline(self.config.request_timeout_s)
+        run: _Run | None = None
         handed_over = False
         try:
-            job, model = await self._translate(body)
-            reports = self.engine.generate(job.prompt, job.params)
-            await anext(reports)  # accepted, or an error while there still is a status to tell it
-            answer = Answer(IncrementalDecoder(self.processor.tokenizer), job.thinking, job.stop)
-            reply = Reply(model=model, job=job, answer=answer)
-            if not job.stream:
-                return await whole_answer(reply, reports)
+            task = await deadline.run(self._translate(endpoint, body))
+            run = self._begin(task, deadline)
+            await run.runs.accept()  # or an error while there still is a status to tell it
+            reply = endpoint.reply(task, self.processor.tokenizer)
+            if not task.stream:
+                await read_all(reply, run.runs)
+                return reply.whole()
             handed_over = True
-            return self._streamed(reply, reports)
+            return Streamed(events=events(reply, run.runs, self.to_api_error), close=lambda: self._close(run))
         except (Ernie45Error, EngineDeadError) as error:
             raise self.to_api_error(error) from error
         finally:
             if not handed_over:
-                await self._close(reports)
+                await self._close(run)
+
+    async def compute(self, request: type[R], body: bytes, function: Callable[[R, ServedModel], T]) -> T:
+        """What a function makes of a checked body, in a thread and without the engine. ApiError for everything wrong."""
+        self._admit()
+        try:
+            parsed = await self._in(self._text_pool, parse_request, body, request)
+            return await self._in(self._text_pool, function, parsed, self.served)
+        except Ernie45Error as error:
+            raise self.to_api_error(error) from error
 
     def to_api_error(self, error: Exception) -> ApiError:
         """What a client may know of an error; a defect of ours is logged and stays unnamed."""
@@ -110,28 +134,48 @@ class ChatService:
             raise ApiError(503, "the model is still being loaded; try again soon", code="loading", retry_after_s=_RETRY_AFTER_S)
         if self.state == "draining":
             raise ApiError(503, "the server is stopping; use another one", code="draining", retry_after_s=_RETRY_AFTER_S)
-        if self.num_active >= self.config.max_num_requests:
-            rule = f"the server already has {self.num_active} requests, its limit; try again later"
-            raise ApiError(429, rule, code="too_many_requests", retry_after_s=_RETRY_AFTER_S)
+        if self.state == "dead":
+            raise self.to_api_error(EngineDeadError(self.engine.death.message if self.engine.death else "stopped"))
+        if max(self.num_active, self.num_jobs) >= self.config.max_num_requests:
+            raise self._too_many(f"the server already has {max(self.num_active, self.num_jobs)} requests, its limit")
 
-    async def _translate(self, body: bytes) -> tuple[Job, str]:
-        request = await self._in(self._text_pool, parse_chat_request, body)
-        check_model(request.model, [self.config.model_name, self.config.model])
-        pool = self._media_pool if has_media(request) else self._text_pool
-        assert self.engine.capacity is not None, self.state
-        length = self.engine.capacity.max_model_len
-        return await self._in(pool, translate, request, self.processor, self.defaults, length), self.config.model_name
+    def _too_many(self, rule: str) -> ApiError:
+        return ApiError(429, f"{rule}; try again later", code="too_many_requests", retry_after_s=_RETRY_AFTER_S)
+
+    async def _translate(self, endpoint: Endpoint[R], body: bytes) -> Task:
+        request = await self._in(self._text_pool, parse_request, body, endpoint.request)
+        pool = self._media_pool if endpoint.has_media(request) else self._text_pool
+        return await self._in(pool, endpoint.translate, request, self.served)
+
+    def _begin(self, task: Task, deadline: Deadline) -> "_Run":
+        """Hand a task to the engine. Each of its answers counts as a request."""
+        limit, num_jobs = self.config.max_num_requests, len(task.jobs)
+        if num_jobs > limit:
+            raise ApiError(400, f"n times prompts ({num_jobs}) must be at most {limit}; ask for fewer", code="invalid_value")
+        if self.num_jobs + num_jobs > limit:
+            raise self._too_many(f"the server has {self.num_jobs} answers under way, and {num_jobs} more are above its limit")
+        self.num_jobs += num_jobs
+        return _Run(num_jobs=num_jobs, runs=Runs([self._reports(task, job) for job in task.jobs], deadline))
+
+    def _reports(self, task: Task, job: Job) -> Reports:
+        """What the engine says about one job."""
+        return self.engine.generate(
+            job.prompt, job.params, priority=task.priority, adapter=task.adapter, cache_salt=task.cache_salt
+        )
 
     async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
 
-    def _streamed(self, reply: Reply, reports: AsyncGenerator[Accepted | Tokens, None]) -> Streamed:
-        async def close() -> None:
-            await self._close(reports)
-
-        return Streamed(events=events(reply, reports, self.to_api_error), close=close)
-
-    async def _close(self, reports: AsyncGenerator[Accepted | Tokens, None] | None) -> None:
+    async def _close(self, run: "_Run | None") -> None:
         self.num_active -= 1
-        if reports is not None:
-            await reports.aclose()
+        if run is not None:
+            self.num_jobs -= run.num_jobs
+            await run.runs.close_all()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A task at the engine, and how much it counts."""
+
+    num_jobs: int
+    runs: Runs

@@ -7,14 +7,20 @@ Knows nothing about tokens, thoughts or requests.
 class StopStrings:
     """Passes text on until one of the strings is complete; what may become one is held back.
 
-    The string that is complete first counts, of several that end together the longest. It is not part of the answer.
+    The string that is complete first counts, of several that end together the longest. It is part of the answer only if
+    `include` is set. found: the string that was found.
     """
 
-    def __init__(self, strings: tuple[str, ...]) -> None:
+    def __init__(self, strings: tuple[str, ...] = (), include: bool = False) -> None:
         assert all(strings), strings
         self._strings = strings
+        self._include = include
         self._held = ""
-        self.hit = False
+        self.found: str | None = None
+
+    @property
+    def hit(self) -> bool:
+        return self.found is not None
 
     def push(self, text: str) -> str:
         """The text that is certain to belong to the answer. After a hit, nothing more does."""
@@ -23,8 +29,9 @@ class StopStrings:
         text = self._held + text
         found = [(start + len(string), start) for string in self._strings if (start := text.find(string)) >= 0]
         if found:
-            self.hit, self._held = True, ""
-            return text[: min(found)[1]]
+            end, start = min(found)
+            self.found, self._held = text[start:end], ""
+            return text[: end if self._include else start]
         certain = len(text) - max(_overlap(text, string) for string in self._strings)
         self._held = text[certain:]
         return text[:certain]

@@ -1,117 +1,131 @@
-"""OpenAI's answers: one object, or chunks as server-sent events, from the same pieces.
+"""From the reports of a task's engine requests to its answer: one object, or server-sent events.
 
-Knows nothing about requests' parsing or the engine's work; it reads reports and writes dicts.
+Knows nothing about bodies, the form of answers or the engine's work.
 """
 
-import json
-import time
-import uuid
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
-from typing import Any
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import TypeVar
 
-from ernie45.server.answer import Answer
 from ernie45.server.errors import ApiError
-from ernie45.server.messages import Accepted, FinishReason, Tokens
-from ernie45.server.reasoning import Delta
-from ernie45.server.translate import Job
+from ernie45.server.messages import Accepted, Tokens
+from ernie45.server.reply import Reply
 
 Reports = AsyncGenerator[Accepted | Tokens, None]
+T = TypeVar("T")
 
 
-@dataclass(kw_only=True)
-class Reply:
-    """One answer under way: its identity, its text so far, and what usage will say."""
+class Deadline:
+    """When a request must have ended; None: never. Belongs to one event loop."""
 
-    model: str
-    job: Job
-    answer: Answer
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
-    num_cached_tokens: int = 0
-    finish_reason: FinishReason | None = None
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self._end = None if seconds is None else asyncio.get_running_loop().time() + seconds
 
-    def take(self, tokens: Tokens) -> list[Delta]:
-        """The pieces of text that a report brings; sets `finish_reason` with the last one."""
-        self.num_cached_tokens = max(self.num_cached_tokens, tokens.num_cached_tokens)
-        deltas = self.answer.push(tokens.token_ids)
-        if self.answer.stopped:
-            self.finish_reason = "stop"
-        elif tokens.finish_reason is not None:
-            self.answer.count_end(tokens.num_tokens - len(tokens.token_ids))
-            deltas += self.answer.finish()
-            self.finish_reason = "stop" if self.answer.stopped else tokens.finish_reason
-        return deltas
+    async def run(self, work: Awaitable[T]) -> T:
+        """The result of the work; ApiError (504), with the work cancelled, if it is not there in time."""
+        task = asyncio.current_task()
+        if self._end is None or task is None:
+            return await work
+        expired = False
 
-    @property
-    def usage(self) -> dict[str, Any]:
-        prompt, answer = self.job.prompt, self.answer
-        lengths = {kind: sum(item.length for item in prompt.media if item.kind == kind) for kind in ("image", "video")}
-        return {
-            "prompt_tokens": len(prompt),
-            "completion_tokens": answer.num_tokens,
-            "total_tokens": len(prompt) + answer.num_tokens,
-            "prompt_tokens_details": {
-                "cached_tokens": self.num_cached_tokens,
-                "image_tokens": lengths["image"],
-                "video_tokens": lengths["video"],
-            },
-            "completion_tokens_details": {"reasoning_tokens": answer.num_reasoning_tokens},
-        }
+        def expire() -> None:
+            nonlocal expired
+            expired = True
+            task.cancel()
 
-    def chunk(self, delta: dict[str, Any] | None, **extra: Any) -> dict[str, Any]:
-        """One streamed object. No delta: no choice either, only the usage."""
-        choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": extra.pop("finish_reason", None)}]
-        base = {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model}
-        usage = {"usage": None} if self.job.include_usage else {}
-        return base | {"choices": choices} | usage | extra
-
-    def completion(self, reasoning: str | None, content: str) -> dict[str, Any]:
-        """The whole answer as one object."""
-        message = {"role": "assistant", "content": content, "reasoning_content": reasoning}
-        return {
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": [{"index": 0, "message": message, "finish_reason": self.finish_reason, "logprobs": None}],
-            "usage": self.usage,
-        }
+        timer = asyncio.get_running_loop().call_at(self._end, expire)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if not expired:
+                raise
+            rule = (
+                f"the request took longer than {self.seconds:g} s, the limit of this server; ask for less, or try again later"
+            )
+            raise ApiError(504, rule, code="timeout") from None
+        finally:
+            timer.cancel()
 
 
-async def whole_answer(reply: Reply, reports: Reports) -> dict[str, Any]:
-    """Wait for the end, not longer than needed; `reasoning_content` is null where the model was not asked to think."""
-    texts = {"reasoning": "", "content": ""}
-    async for report in reports:
-        if isinstance(report, Tokens):
-            for part, text in reply.take(report):
-                texts[part] += text
-            if reply.finish_reason is not None:
-                break
-    return reply.completion(texts["reasoning"] if reply.job.thinking else None, texts["content"])
+class Runs:
+    """The engine requests of one task, read as one stream."""
+
+    def __init__(self, reports: Sequence[Reports], deadline: Deadline) -> None:
+        self._reports = list(reports)
+        self._deadline = deadline
+        self._waiting: dict[asyncio.Future[Accepted | Tokens], int] = {}
+
+    async def accept(self) -> None:
+        """Return when the engine has taken all of them; raise what it says if it refuses one."""
+        await self._deadline.run(asyncio.gather(*(anext(reports) for reports in self._reports)))
+
+    async def next(self) -> tuple[int, Tokens]:
+        """The next report, and which request it belongs to. Call it only while one runs."""
+        if len(self._reports) == 1:
+            report = await self._deadline.run(anext(self._reports[0]))
+            assert isinstance(report, Tokens), report
+            return 0, report
+        while True:
+            done = next((future for future in self._waiting if future.done()), None)
+            if done is not None:
+                return self._take(done)
+            if not self._waiting:
+                for index in range(len(self._reports)):
+                    self._ask(index)
+            await self._deadline.run(asyncio.wait(self._waiting, return_when=asyncio.FIRST_COMPLETED))
+
+    async def close(self, index: int) -> None:
+        """End one request; what it holds is free then. It may have ended by itself."""
+        for future in [future for future, other in self._waiting.items() if other == index]:
+            del self._waiting[future]
+            future.cancel()
+            await asyncio.gather(future, return_exceptions=True)
+        await self._reports[index].aclose()
+
+    async def close_all(self) -> None:
+        """End all requests; fine to call more than once."""
+        for index in range(len(self._reports)):
+            await self.close(index)
+
+    def _take(self, done: "asyncio.Future[Accepted | Tokens]") -> tuple[int, Tokens]:
+        index, report = self._waiting.pop(done), done.result()
+        assert isinstance(report, Tokens), report
+        if report.finish_reason is None:
+            self._ask(index)
+        return index, report
+
+    def _ask(self, index: int) -> None:
+        self._waiting[asyncio.ensure_future(anext(self._reports[index]))] = index
 
 
-async def events(reply: Reply, reports: Reports, to_error: Callable[[Exception], ApiError]) -> AsyncGenerator[bytes, None]:
-    """Server-sent events: the role, the pieces, the finish reason, the usage if asked for, [DONE].
+async def read_all(reply: Reply, runs: Runs) -> None:
+    """Wait for the end of every choice, not longer than needed."""
+    while not reply.finished:
+        index, report = await runs.next()
+        choice = reply.choices[index]
+        choice.add(report)
+        if choice.finish_reason is not None:
+            await runs.close(index)
 
-    to_error: what to tell the client when the engine fails under way; the answer then ends with an error event.
+
+async def events(reply: Reply, runs: Runs, to_error: Callable[[Exception], ApiError]) -> AsyncGenerator[bytes, None]:
+    """Server-sent events from the first to the last.
+
+    to_error: what to tell the client when something fails under way; the answer then ends with an error event.
     """
     try:
-        yield _event(reply.chunk({"role": "assistant", "content": ""}))
-        async for report in reports:
-            if isinstance(report, Tokens):
-                for part, text in reply.take(report):
-                    yield _event(reply.chunk({"reasoning_content" if part == "reasoning" else "content": text}))
-                if reply.finish_reason is not None:
-                    break
-        await reports.aclose()  # frees what the engine holds before the client has read the rest
-        yield _event(reply.chunk({}, finish_reason=reply.finish_reason))
-        if reply.job.include_usage:
-            yield _event(reply.chunk(None, usage=reply.usage))
+        for event in reply.begin():
+            yield reply.encode(event)
+        while not reply.finished:
+            index, report = await runs.next()
+            sent = reply.take(index, report)
+            if reply.choices[index].finish_reason is not None:
+                await runs.close(index)  # frees what the engine holds before the client has read the rest
+            for event in sent:
+                yield reply.encode(event)
+        for event in reply.end():
+            yield reply.encode(event)
     except Exception as error:  # noqa: BLE001  the status is sent already: an event is the only place left to say it
-        yield _event(to_error(error).body)
-    yield b"data: [DONE]\n\n"
-
-
-def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+        yield reply.encode(to_error(error).body)
+    yield reply.last

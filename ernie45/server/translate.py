@@ -1,13 +1,10 @@
-"""From a checked chat request to what the engine runs and how the answer is read.
+"""From a checked chat request to a task: what the engine runs and how the answers are read.
 
 Knows nothing about HTTP, threads or how the engine works.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,84 +13,74 @@ from ernie45.config.inputs import ModelInput
 from ernie45.config.sampling import SamplingParams
 from ernie45.processor import Processor
 from ernie45.processor.source import is_url
+from ernie45.processor.template import ChatTemplate
 from ernie45.server.errors import ApiError
-from ernie45.server.protocol import (
-    MAX_METADATA,
-    MAX_STOP_CHARACTERS,
-    MAX_STOP_STRINGS,
-    AssistantMessage,
-    ChatRequest,
-    UserMessage,
-)
+from ernie45.server.job import Job, ServedModel, Task
+from ernie45.server.protocol import AssistantMessage, ChatRequest, Message, UserMessage
+from ernie45.server.protocol.sampling import SamplingFields
+from ernie45.server.sampling import SamplingDefaults, sampling_params, seeds, stop_strings
+from ernie45.server.thinking import thinking_budget, thinking_switch, thought_is_open
+
+__all__ = ["SamplingDefaults", "chat_prompt", "choose_model", "has_media", "task_fields", "thought_is_open", "translate"]
 
 _MAX_CHARACTERS_PER_TOKEN = 64  # on average; long runs of one character come near it
 _MIN_TOKENS_PER_PICTURE = 3  # itself and its two markers
-_SWITCH = {"true": True, "open": True, "false": False, "close": False}
+_TEMPLATE_SWITCHES = ("enable_thinking", "options")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplingDefaults:
-    """What a request gets that says nothing: FastDeploy's values, unless the model's generation_config.json has others."""
-
-    temperature: float = 1.0
-    top_p: float = 0.7
-    top_k: int = 0
-    max_tokens: int | None = None
-
-    @classmethod
-    def from_dir(cls, folder: str | Path) -> "SamplingDefaults":
-        """Read generation_config.json of a model folder, if there is one. `do_sample: false` means greedy."""
-        path = Path(folder) / "generation_config.json"
-        if not path.is_file():
-            return cls()
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            found = {name: data[name] for name in ("temperature", "top_p", "top_k") if data.get(name) is not None}
-            if data.get("max_new_tokens") is not None:
-                found["max_tokens"] = data["max_new_tokens"]
-            if data.get("do_sample") is False:
-                found["temperature"] = 0.0
-            SamplingParams(**found)  # checks the ranges
-        except (ValueError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"generation_config.json ({path}) cannot be used: {error}; correct or remove it") from error
-        return cls(**found)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One request, ready for the engine. thinking: whether the prompt left a thought open."""
-
-    prompt: ModelInput
-    params: SamplingParams
-    thinking: bool
-    stop: tuple[str, ...]
-    stream: bool
-    include_usage: bool
-
-
-def translate(request: ChatRequest, processor: Processor, defaults: SamplingDefaults, max_model_len: int) -> Job:
-    """Fetches, decodes and encodes what the request brings, so it may take seconds. ApiError or Ernie45Error for a bad one.
-
-    max_model_len: tokens of the context; what surely does not fit in it is refused before any work is done for it.
-    """
-    _check_metadata(request)
-    _check_addresses(request)
-    _check_size(request, max_model_len)
-    wanted = thinking_switch(request)
-    messages = [message.model_dump(exclude_none=True) for message in request.messages]
-    prompt = processor.encode_chat(messages, enable_thinking=wanted is not False)
+def translate(request: ChatRequest, model: ServedModel) -> Task:
+    """Decodes and encodes what the request brings, so it may take seconds. ApiError or Ernie45Error for a bad one."""
+    prompt = chat_prompt(request, model)
+    processor = model.processor
     thinking = thought_is_open(prompt.token_ids, processor.think_start_id, processor.think_end_id)
-    if wanted and not thinking:
-        raise RequestError("enable_thinking (True) is asked for, but this model has no thinking mode; leave it out")
-    if request.stream_options is not None and not request.stream:
-        raise RequestError("stream_options is only for streams; leave it out or set stream to true")
-    return Job(
+    job = Job(
         prompt=prompt,
-        params=_sampling(request, defaults, processor.stop_token_ids),
+        params=_params(request, model, thinking),
         thinking=thinking,
-        stop=_stop_strings(request.stop),
+        stop=stop_strings(request.stop),
+        include_stop=bool(request.include_stop_str_in_output),
+        own_stop_ids=tuple(request.stop_token_ids or ()),
+        skip_special_tokens=request.skip_special_tokens is not False,
+        resumed=tuple(request.completion_token_ids or ()),
+    )
+    name, adapter = choose_model(request.model, model)
+    jobs = tuple(replace(job, params=params) for params in seeds(job.params, request.n or 1))
+    return replace(task_fields(request), jobs=jobs, model=name, adapter=adapter)
+
+
+def chat_prompt(request: ChatRequest, model: ServedModel) -> ModelInput:
+    """The prompt of a chat request: its messages through the template, the text of one, or token ids; then what is resumed.
+
+    What surely does not fit into the context is refused before any work is done for it.
+    """
+    wanted = thinking_switch(request)
+    prompt = _prompt(request, model, enable_thinking=wanted is not False)
+    if request.completion_token_ids:
+        prompt = _resumed(prompt, request.completion_token_ids, model.processor)
+    elif wanted is not None:
+        _check_thought(prompt, wanted, templated=not (request.prompt_token_ids or request.disable_chat_template), model=model)
+    return prompt
+
+
+def task_fields(request: SamplingFields) -> Task:
+    """What both kinds of requests say about the whole task; jobs and model are for the caller to add."""
+    options = request.stream_options
+    if options is not None and not request.stream:
+        raise RequestError("stream_options is only for streams; leave it out or set stream to true")
+    usage, continuous = (options.include_usage, options.continuous_usage_stats) if options else (None, None)
+    if continuous and usage is False:
+        raise RequestError("stream_options.continuous_usage_stats (true) and include_usage (false) disagree; send one of them")
+    return Task(
+        jobs=(),
+        model="",
+        request_id=request.request_id,
+        priority=request.priority or 0,
+        cache_salt=request.cache_salt,
         stream=bool(request.stream),
-        include_usage=bool(request.stream_options and request.stream_options.include_usage),
+        include_usage=bool(usage or continuous),
+        continuous_usage=bool(continuous),
+        tokens_per_event=request.max_streaming_response_tokens or 1,
+        return_token_ids=bool(request.return_token_ids),
     )
 
 
@@ -101,59 +88,117 @@ def has_media(request: ChatRequest) -> bool:
     """Whether there are pictures to fetch or decode."""
     return any(
         not isinstance(message.content, str) and any(part.type != "text" for part in message.content)
-        for message in request.messages
+        for message in request.messages or ()
         if isinstance(message, UserMessage)
     )
 
 
-def thinking_switch(request: ChatRequest) -> bool | None:
-    """What the request says about thinking, by any of four ways; None if nothing. RequestError if two ways disagree."""
-    arguments = request.chat_template_kwargs
-    mode = arguments.options.thinking_mode if arguments and arguments.options else None
-    given = {
-        "enable_thinking": request.enable_thinking,
-        "metadata.enable_thinking": _metadata_switch(request),
-        "chat_template_kwargs.enable_thinking": arguments.enable_thinking if arguments else None,
-        "chat_template_kwargs.options.thinking_mode": _SWITCH[mode] if isinstance(mode, str) else mode,
-    }
-    said = {name: value for name, value in given.items() if value is not None}
-    if len(set(said.values())) > 1:
-        names = " and ".join(f"{name} ({'on' if value else 'off'})" for name, value in said.items())
-        raise RequestError(f"{names} disagree about thinking; send one of them")
-    return next(iter(said.values()), None)
+def choose_model(name: str | None, model: ServedModel) -> tuple[str, str | None]:
+    """The name to answer with and the adapter to use. ApiError (404) for a model that is not served here.
+
+    `default` is FastDeploy's name for the only one.
+    """
+    if name is None or name == "default" or name in model.names:
+        return model.names[0], None
+    if name in model.adapters:
+        return name, name
+    known = " or ".join(map(repr, (model.names[0], *model.adapters)))
+    raise ApiError(
+        404, f"model ({name[:80]!r}) is not served here; use {known} or leave it out", param="model", code="model_not_found"
+    )
 
 
-def thought_is_open(token_ids: np.ndarray, think_start_id: int | None, think_end_id: int | None) -> bool:
-    """Whether the last thought that begins in the prompt does not end in it."""
-    if think_start_id is None:
-        return False
-    starts = np.flatnonzero(token_ids == think_start_id)
-    ends = np.flatnonzero(token_ids == think_end_id) if think_end_id is not None else starts[:0]
-    return bool(len(starts) and (not len(ends) or starts[-1] > ends[-1]))
+def _prompt(request: ChatRequest, model: ServedModel, enable_thinking: bool) -> ModelInput:
+    messages, ids = request.messages or [], request.prompt_token_ids
+    template = _template(request, model)
+    if bool(messages) == (ids is not None):
+        rule = "are both given; send one of them" if ids is not None else "are both missing or empty; send messages"
+        raise ApiError(400, f"messages and prompt_token_ids {rule}", param="messages", code="invalid_value")
+    if ids is not None:
+        _check_fits("prompt_token_ids", len(ids), "tokens", 1, model.max_model_len)
+        return model.processor.encode_ids(ids, "prompt_token_ids")
+    _check_addresses(messages)
+    _check_size(messages, model.max_model_len)
+    if request.disable_chat_template:
+        return _untemplated(messages, model.processor)
+    dicts = [message.model_dump(exclude_none=True) for message in messages]
+    return model.processor.encode_chat(dicts, enable_thinking=enable_thinking, template=template)
 
 
-def _metadata_switch(request: ChatRequest) -> bool | None:
-    value = (request.metadata or {}).get("enable_thinking")
-    if isinstance(value, str):
-        if value.lower() not in ("true", "false"):
-            raise RequestError(f"metadata.enable_thinking ({value!r}) must be true or false; change it")
-        return value.lower() == "true"
-    return value
+def _template(request: ChatRequest, model: ServedModel) -> ChatTemplate | None:
+    arguments = {name: value for name, value in (request.chat_template_kwargs or {}).items() if name not in _TEMPLATE_SWITCHES}
+    untemplated = "prompt_token_ids" if request.prompt_token_ids else "disable_chat_template"
+    if request.prompt_token_ids or request.disable_chat_template:
+        for name, value in (("chat_template", request.chat_template), ("chat_template_kwargs", arguments)):
+            if value:
+                raise RequestError(f"{name} has no effect with {untemplated}; leave one of them out")
+    template = model.processor.template
+    if request.chat_template is not None:
+        if not model.allow_chat_template:
+            raise RequestError(
+                "chat_template is not allowed by this server, as a template is a program; leave it out, or start the server "
+                "with --trust-request-chat-template"
+            )
+        try:
+            template = ChatTemplate(request.chat_template, template.named_tokens)
+        except CheckpointError as error:
+            raise RequestError(f"chat_template cannot be used: {error}") from error
+    return template.with_arguments(arguments) if arguments else template
 
 
-def _check_metadata(request: ChatRequest) -> None:
-    """FastDeploy reads request fields from metadata, OpenAI's clients put tags there: a tag must not look like a field."""
-    metadata = request.metadata or {}
-    if len(metadata) > MAX_METADATA:
-        raise RequestError(f"metadata ({len(metadata)} entries) must have at most {MAX_METADATA}; send fewer")
-    for name in metadata:
-        if name != "enable_thinking" and name in ChatRequest.model_fields:
-            raise RequestError(f"metadata.{name} has no effect there; put {name} at the top level of the request")
+def _untemplated(messages: Sequence[Message], processor: Processor) -> ModelInput:
+    content = messages[0].content
+    if len(messages) > 1 or not isinstance(content, str) or not content:
+        raise RequestError(
+            f"messages ({len(messages)}) must be one message whose content is a text, with disable_chat_template; "
+            "join the texts or let the template do it"
+        )
+    return processor.encode_ids(processor.tokenizer.encode(content, allow_special=True), "messages[0].content")
 
 
-def _check_addresses(request: ChatRequest) -> None:
+def _resumed(prompt: ModelInput, ids: Sequence[int], processor: Processor) -> ModelInput:
+    """The prompt with the beginning of its answer behind it, at the positions that the answer would have had."""
+    more = processor.encode_ids(ids, "completion_token_ids")
+    return replace(
+        prompt,
+        token_ids=np.concatenate([prompt.token_ids, more.token_ids]),
+        is_vision=np.concatenate([prompt.is_vision, more.is_vision]),
+        positions=np.concatenate([prompt.positions, more.positions + prompt.next_position]),
+        next_position=prompt.next_position + more.next_position,
+    )
+
+
+def _params(request: ChatRequest, model: ServedModel, thinking: bool) -> SamplingParams:
+    limits = {request.max_tokens, request.max_completion_tokens} - {None}
+    if len(limits) > 1:
+        raise RequestError(
+            f"max_tokens ({request.max_tokens}) and max_completion_tokens ({request.max_completion_tokens}) disagree; send one"
+        )
+    if request.top_logprobs and not request.logprobs:
+        raise RequestError(f"top_logprobs ({request.top_logprobs}) is only with logprobs; set logprobs to true")
+    max_tokens = next(iter(limits), model.defaults.max_tokens)
+    processor = model.processor
+    params = sampling_params(request, model.defaults, processor.tokenizer, processor.stop_token_ids)
+    return replace(
+        params,
+        max_tokens=max_tokens,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        thinking=thinking_budget(request, max_tokens, processor) if thinking else None,
+    )
+
+
+def _check_thought(prompt: ModelInput, wanted: bool, *, templated: bool, model: ServedModel) -> None:
+    """A switch that the prompt does not follow must not seem to have worked."""
+    thinking = thought_is_open(prompt.token_ids, model.processor.think_start_id, model.processor.think_end_id)
+    if wanted and not thinking:
+        raise RequestError("enable_thinking (True) is asked for, but this model has no thinking mode; leave it out")
+    if not templated and not wanted and thinking:
+        raise RequestError("enable_thinking (False) is asked for, but the prompt leaves a thought open; close it there")
+
+
+def _check_addresses(messages: Sequence[Message]) -> None:
     """The processor also reads plain paths, for use from Python; over the network only addresses are meant."""
-    for index, message in enumerate(request.messages):
+    for index, message in enumerate(messages):
         if not isinstance(message, UserMessage) or isinstance(message.content, str):
             continue
         for number, part in enumerate(message.content):
@@ -164,57 +209,26 @@ def _check_addresses(request: ChatRequest) -> None:
                     raise RequestError(f"{field} ({url[:80]!r}) must begin with data:, http:// or https://; send a data URL")
 
 
-def _check_size(request: ChatRequest, max_model_len: int) -> None:
+def _check_size(messages: Sequence[Message], max_model_len: int) -> None:
     """Tokenizing tens of megabytes takes minutes; so does decoding thousands of pictures."""
     num_characters = num_pictures = 0
-    for message in request.messages:
+    for message in messages:
         parts = [message.content] if isinstance(message.content, str) else message.content or []
         texts = [part if isinstance(part, str) else part.text for part in parts if isinstance(part, str) or part.type == "text"]
         num_characters += sum(map(len, texts))
         num_pictures += len(parts) - len(texts)
         if isinstance(message, AssistantMessage):
             num_characters += len(message.reasoning_content or "")
-    for number, name, least in (
-        (num_characters, "characters", 1 / _MAX_CHARACTERS_PER_TOKEN),
-        (num_pictures, "pictures", _MIN_TOKENS_PER_PICTURE),
-        (len(request.messages), "messages", 1),
-    ):
-        if number * least >= max_model_len:
-            raise RequestError(f"messages ({number} {name}) must fit into {max_model_len} tokens; send fewer")
+    _check_fits("messages", num_characters, "characters", 1 / _MAX_CHARACTERS_PER_TOKEN, max_model_len)
+    _check_fits("messages", num_pictures, "pictures", _MIN_TOKENS_PER_PICTURE, max_model_len)
+    _check_fits("messages", len(messages), "messages", 1, max_model_len)
 
 
-def _sampling(request: ChatRequest, defaults: SamplingDefaults, stop_token_ids: Sequence[int]) -> SamplingParams:
-    limits = {request.max_tokens, request.max_completion_tokens} - {None}
-    if len(limits) > 1:
-        raise RequestError(
-            f"max_tokens ({request.max_tokens}) and max_completion_tokens ({request.max_completion_tokens}) disagree; send one"
-        )
-
-    def given(value: Any, default: Any) -> Any:
-        return default if value is None else value
-
-    return SamplingParams(
-        max_tokens=next(iter(limits), defaults.max_tokens),
-        temperature=given(request.temperature, defaults.temperature),
-        top_p=given(request.top_p, defaults.top_p),
-        top_k=max(given(request.top_k, defaults.top_k), 0),
-        seed=request.seed,
-        stop_token_ids=tuple(stop_token_ids),
-    )
+def check_text_fits(field: str, text: str, max_model_len: int) -> None:
+    """RequestError for a text that surely has more tokens than the context."""
+    _check_fits(field, len(text), "characters", 1 / _MAX_CHARACTERS_PER_TOKEN, max_model_len)
 
 
-def _stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(strings) > MAX_STOP_STRINGS:
-        raise RequestError(f"stop ({len(strings)} strings) must have at most {MAX_STOP_STRINGS}; send fewer")
-    for string in strings:
-        if not 0 < len(string) <= MAX_STOP_CHARACTERS:
-            raise RequestError(f"stop ({string[:80]!r}) must have 1 to {MAX_STOP_CHARACTERS} characters; change it")
-    return strings
-
-
-def check_model(name: str | None, known: Sequence[str]) -> None:
-    """ApiError (404) for a model that is not served here. `default` is FastDeploy's name for the only one."""
-    if name is not None and name != "default" and name not in known:
-        rule = f"model ({name[:80]!r}) is not served here; use {known[0]!r} or leave it out"
-        raise ApiError(404, rule, param="model", code="model_not_found")
+def _check_fits(field: str, number: int, name: str, least_tokens: float, max_model_len: int) -> None:
+    if number * least_tokens >= max_model_len:
+        raise RequestError(f"{field} ({number} {name}) must fit into {max_model_len} tokens; send fewer")

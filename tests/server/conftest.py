@@ -29,7 +29,7 @@ from ernie45.processor.tokenizer import Tokenizer
 from ernie45.server.engine_client import EngineClient
 from ernie45.server.messages import Capacity, Generate, Tokens
 from ernie45.server.run import ServerRun, bind, media_limits
-from ernie45.server.service import ChatService
+from ernie45.server.service import Service
 from ernie45.server.translate import SamplingDefaults
 
 CONTROL_TOKENS = (
@@ -120,7 +120,7 @@ class Served:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         processor = copy.copy(processor)
         processor.limits = media_limits(self.config)
-        self.service = ChatService(self.config, processor, EngineClient(engine.load), defaults)
+        self.service = Service(self.config, processor, EngineClient(engine.load), defaults)
         self.run = ServerRun(self.config, self.service, listener)
         self.exit_code: int | str | None = None
         self._thread = threading.Thread(target=self._serve)

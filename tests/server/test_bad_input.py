@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ernie45.server.errors import ApiError
-from ernie45.server.parse import parse_chat_request
+from ernie45.server.parse import parse_request
+from ernie45.server.protocol import ChatRequest
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -67,9 +68,12 @@ def test_bodies_that_are_no_request(server: Any, body: bytes) -> None:
         ({"messages": [{"role": "user", "content": "hi", "colour": 1}]}, "messages[0].colour", "unknown_parameter"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-        ({"n": 2}, "n", "unsupported_parameter"),
-        ({"n": True}, "n", "unsupported_parameter"),
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"n": 129}, "n", "invalid_value"),
+        ({"n": True}, "n", "invalid_value"),
+        ({"logprobs": 1}, "logprobs", "invalid_value"),
+        ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"temperature": "warm"}, "temperature", "invalid_value"),
         ({"temperature": True}, "temperature", "invalid_value"),
@@ -91,7 +95,7 @@ def test_bodies_that_are_no_request(server: Any, body: bytes) -> None:
         ({"metadata": {"enable_thinking": "maybe"}}, None, "invalid_value"),
         ({"metadata": {"temperature": "0"}}, None, "invalid_value"),
         ({"metadata": {str(n): "x" for n in range(17)}}, "metadata", "invalid_value"),
-        ({"chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs.thinking", "unknown_parameter"),
+        ({"chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs.thinking", "invalid_value"),
         ({"model": 5}, "model", "invalid_value"),
         ({"user": ["x"]}, "user", "invalid_value"),
     ],
@@ -130,11 +134,11 @@ def as_data_url(data: bytes) -> str:
         ("/etc/passwd", "must begin with"),
         ("ftp://example.org/x.png", "must begin with"),
         ("file:///etc/passwd", "allowed folder"),
-        ("http://127.0.0.1:1/x.png", "private"),
-        ("http://localhost:1/x.png", "private"),
-        ("http://[::1]/x.png", "private"),
-        ("http://169.254.169.254/latest/meta-data", "private"),
-        ("http://2130706433/", "private"),
+        ("http://127.0.0.1:1/x.png", "not an address of the public internet"),
+        ("http://localhost:1/x.png", "not an address of the public internet"),
+        ("http://[::1]/x.png", "not an address of the public internet"),
+        ("http://169.254.169.254/latest/meta-data", "not an address of the public internet"),
+        ("http://2130706433/", "not an address of the public internet"),
         ("http://", ""),
         ("http://[", ""),
         ("http://a b/", ""),
@@ -266,7 +270,7 @@ NAMES = [
 def test_any_json_is_a_request_or_an_api_error(fields: dict[str, Any]) -> None:
     for data in (fields, {"messages": HI} | fields, {"messages": [{"role": "user", "content": [fields]}]}):
         try:
-            parse_chat_request(json.dumps(data).encode())
+            parse_request(json.dumps(data).encode(), ChatRequest)
         except ApiError as error:
             assert error.status == 400
             json.dumps(error.body, ensure_ascii=False).encode()

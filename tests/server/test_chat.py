@@ -138,7 +138,7 @@ def test_switches_that_agree_are_fine_and_those_that_disagree_are_not(server: An
     response = server.chat(enable_thinking=True, **both)
     assert response.status_code == 400
     message = response.json()["error"]["message"]
-    assert "enable_thinking (on) and metadata.enable_thinking (off)" in message
+    assert "enable_thinking (True) and metadata.enable_thinking (False) disagree" in message
 
 
 def test_sampling_fields_reach_the_engine(server: Any, engine: Any, processor: Any) -> None:

@@ -223,7 +223,7 @@ def test_a_defect_is_logged_and_not_shown(
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr("ernie45.server.service.translate", broken)
+    monkeypatch.setattr("ernie45.server.translate.chat_prompt", broken)
     monkeypatch.setattr(logging.getLogger("ernie45"), "propagate", True)
     response = server.chat(stream=stream)
     assert response.status_code == 500

@@ -8,8 +8,21 @@ import numpy as np
 import pytest
 
 from ernie45.config.errors import CheckpointError, RequestError
+from ernie45.config.sampling import SamplingParams
+from ernie45.server.job import ServedModel, Task
 from ernie45.server.protocol import ChatRequest
-from ernie45.server.translate import SamplingDefaults, thought_is_open, translate
+from ernie45.server.sampling import SamplingDefaults
+from ernie45.server.thinking import thought_is_open
+from ernie45.server.translate import translate
+
+
+def task_of(data: Any, processor: Any, defaults: SamplingDefaults | None = None, **options: Any) -> Task:
+    served = {"processor": processor, "defaults": defaults or SamplingDefaults(), "names": ("it",), "max_model_len": 200}
+    return translate(ChatRequest.model_validate(data), ServedModel(**(served | options)))
+
+
+def params_of(data: Any, processor: Any, defaults: SamplingDefaults | None = None) -> SamplingParams:
+    return task_of(data, processor, defaults).jobs[0].params
 
 
 @pytest.mark.parametrize(
@@ -38,10 +51,10 @@ def test_a_generation_config_that_cannot_be_used(tmp_path: Path, text: str) -> N
 def test_a_request_goes_before_the_defaults(processor: Any) -> None:
     defaults = SamplingDefaults(temperature=0.0, top_p=0.5, top_k=7, max_tokens=9)
     messages = [{"role": "user", "content": "hi"}]
-    silent = translate(ChatRequest.model_validate({"messages": messages}), processor, defaults, 100).params
+    silent = params_of({"messages": messages}, processor, defaults)
     assert (silent.temperature, silent.top_p, silent.top_k, silent.max_tokens) == (0.0, 0.5, 7, 9)
     fields = {"temperature": 1, "top_p": 1.0, "top_k": 0, "max_tokens": 3}
-    loud = translate(ChatRequest.model_validate({"messages": messages} | fields), processor, defaults, 100).params
+    loud = params_of({"messages": messages} | fields, processor, defaults)
     assert (loud.temperature, loud.top_p, loud.top_k, loud.max_tokens) == (1, 1.0, 0, 3)
 
 
@@ -57,6 +70,6 @@ def test_thought_is_open(ids: list[int], is_open: bool) -> None:
 def test_a_model_that_cannot_think(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(processor), "think_start_id", None)
     request = {"messages": [{"role": "user", "content": "hi"}]}
-    assert not translate(ChatRequest.model_validate(request), processor, SamplingDefaults(), 100).thinking
+    assert not task_of(request, processor).jobs[0].thinking
     with pytest.raises(RequestError, match="no thinking mode"):
-        translate(ChatRequest.model_validate(request | {"enable_thinking": True}), processor, SamplingDefaults(), 100)
+        task_of(request | {"enable_thinking": True}, processor)

@@ -1,0 +1,77 @@
+"""OpenAI's chat answers, as one object or as chunks, with FastDeploy's additions.
+
+Knows nothing about requests' bodies or the engine's work.
+"""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from ernie45.server.choice import Choice, Piece
+from ernie45.server.logprobs import chat_logprobs
+from ernie45.server.reply import Reply
+
+_FIELD_OF = {"reasoning": "reasoning_content", "content": "content"}
+
+
+class ChatReply(Reply):
+    """`reasoning_content` is null where the model was not asked to think."""
+
+    prefix: ClassVar[str] = "chatcmpl"
+
+    def begin(self) -> Iterable[dict[str, Any]]:
+        for choice in self.choices:
+            ids = {"prompt_token_ids": choice.job.prompt.token_ids.tolist()} if self.task.return_token_ids else {}
+            yield self.envelope([self._chunk(choice, {"role": "assistant", "content": ""} | ids, Piece())])
+
+    def pieces(self, choice: Choice, piece: Piece) -> Iterable[dict[str, Any]]:
+        """One chunk for a piece of thought, one for a piece of the answer; the last has what belongs to all the tokens."""
+        deltas: list[dict[str, Any]] = [{_FIELD_OF[part]: text} for part, text in piece.deltas]
+        if choice.finish_reason is not None:
+            deltas.append({})
+        for index, delta in enumerate(deltas):
+            last = index == len(deltas) - 1
+            ids = {"completion_token_ids": piece.token_ids} if last and self.task.return_token_ids else {}
+            finish_reason = choice.finish_reason if last else None
+            chunk = self._chunk(choice, delta | ids, piece if last else Piece(), finish_reason)
+            yield self.envelope([chunk])
+
+    def envelope(self, choices: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
+        base = {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.task.model}
+        return base | {"choices": choices} | self.usage_so_far() | extra
+
+    def whole(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.task.model,
+            "choices": [self._whole_choice(choice) for choice in self.choices],
+            "usage": self.usage,
+        }
+
+    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
+        piece = choice.take()
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": piece.text("content"),
+            "reasoning_content": piece.text("reasoning") if choice.job.thinking else None,
+        }
+        if self.task.return_token_ids:
+            message["prompt_token_ids"] = choice.job.prompt.token_ids.tolist()
+            message["completion_token_ids"] = piece.token_ids
+        return {
+            "index": choice.index,
+            "message": message,
+            "logprobs": self._logprobs(choice, piece),
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+
+    def _chunk(self, choice: Choice, delta: dict[str, Any], piece: Piece, finish_reason: str | None = None) -> dict[str, Any]:
+        chunk: dict[str, Any] = {"index": choice.index, "delta": delta, "finish_reason": finish_reason}
+        if choice.job.params.logprobs is not None:
+            chunk["logprobs"] = self._logprobs(choice, piece) if piece.token_ids else None
+        return chunk if finish_reason is None else chunk | {"stop_reason": choice.stop_reason}
+
+    def _logprobs(self, choice: Choice, piece: Piece) -> dict[str, Any] | None:
+        return None if choice.job.params.logprobs is None else chat_logprobs(piece.logprobs, self.tokenizer)

@@ -1,0 +1,29 @@
+"""What all bodies have in common: strictness, and which fields of others are refused with what way out.
+
+Knows nothing about any one body.
+"""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_TOKEN_ID = 2**31 - 1
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+
+
+class Strict(BaseModel):
+    """A part of a body: no unknown fields, no number written as a text, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ApiRequest(Strict):
+    """A whole body.
+
+    unsupported: fields of OpenAI's or FastDeploy's requests that this server cannot act on, with the values that ask for
+    nothing and are therefore fine. null always asks for nothing.
+    metadata_fields: fields that may also stand in `metadata`, where FastDeploy's older clients put them.
+    """
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    metadata_fields: ClassVar[frozenset[str]] = frozenset()

@@ -1,0 +1,97 @@
+"""The body of a chat request.
+
+Knows nothing about what becomes of it.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ernie45.server.protocol.base import Strict, TokenId
+from ernie45.server.protocol.parts import Message
+from ernie45.server.protocol.sampling import MAX_TOP_LOGPROBS, SamplingFields
+
+MAX_METADATA = 16
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+
+class TemplateOptions(Strict):
+    """ERNIE's own switch."""
+
+    thinking_mode: Literal["open", "close", "true", "false"] | bool | None = Field(None, description="open or close")
+
+
+class ThinkingFields(Strict):
+    """Whether the model thinks before it answers, and how much. Ways that disagree are refused."""
+
+    enable_thinking: bool | None = Field(None, description="whether to think before answering; default: yes, if the model can")
+    reasoning_effort: ReasoningEffort | None = Field(
+        None,
+        description="none and minimal: no thought; low: at most 1024 tokens of thought; medium: 4096; high and xhigh: as "
+        "many as there is room for, like the default",
+    )
+    reasoning_max_tokens: int | None = Field(
+        None, ge=1, description="tokens of thought at most, then it is closed; default: 0.8 of max_tokens, if that is given"
+    )
+
+
+class ChatRequest(SamplingFields, ThinkingFields):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[Message] | None = Field(None, description="the conversation, oldest first; needed without prompt_token_ids")
+    max_tokens: int | None = Field(
+        None, ge=1, description="tokens to generate at most; default: of the model, else what the context has left"
+    )
+    max_completion_tokens: int | None = Field(None, ge=1, description="the same as max_tokens")
+    logprobs: bool | None = Field(None, description="send the log-probability of every token of the answer")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_TOP_LOGPROBS, description="with logprobs: the likeliest tokens to list beside each"
+    )
+    metadata: dict[str, Any] | None = Field(
+        None,
+        max_length=MAX_METADATA,
+        description="tags without effect; an entry named like a field that says how to generate, such as enable_thinking, is "
+        "taken as that field (FastDeploy)",
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, max_length=64, description="enable_thinking, options.thinking_mode, and what the chat template reads besides"
+    )
+    chat_template: str | None = Field(
+        None, min_length=1, max_length=2**16, description="a template in place of the model's; the server must allow it"
+    )
+    disable_chat_template: bool | None = Field(
+        None, description="send the text of the only message to the model as it is, control tokens included"
+    )
+    prompt_token_ids: list[TokenId] | None = Field(None, min_length=1, description="the whole prompt, in place of messages")
+    completion_token_ids: list[TokenId] | None = Field(None, description="the beginning of the answer, which goes on behind it")
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "best_of": (1,),
+        "tools": ([],),
+        "tool_choice": ("none",),
+        "parallel_tool_calls": (True, False),
+        "functions": ([],),
+        "function_call": ("none",),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "store": (False,),
+        "service_tier": ("auto", "default"),
+        "verbosity": ("medium",),
+        "audio": (),
+        "prediction": (),
+        "web_search_options": (),
+        "structural_tag": (),
+        "guided_json": (),
+        "guided_regex": (),
+        "guided_choice": (),
+        "guided_grammar": (),
+        "mm_hashes": (),
+        "logits_processors_args": (),
+    }
+
+
+# Not the conversation and not how it is answered over HTTP: an entry of such a name is a mistake and refused.
+_TOP_LEVEL_ONLY = {
+    "messages", "metadata", "model", "stream", "stream_options", "prompt_token_ids", "completion_token_ids", "request_id"
+}  # fmt: skip
+ChatRequest.metadata_fields = frozenset(ChatRequest.model_fields) - _TOP_LEVEL_ONLY

@@ -1,0 +1,86 @@
+"""The messages of a conversation and the parts of their content.
+
+Knows nothing about what a request asks besides.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from ernie45.server.protocol.base import Strict
+
+
+class MediaUrl(Strict):
+    """Where a picture or a video is."""
+
+    url: str = Field(min_length=1, description="data:...;base64,..., http(s)://..., or file://... if a folder is allowed")
+    detail: Literal["auto"] | None = Field(None, description="only auto: the resolution follows the picture")
+
+
+# Some clients write the address without the object around it.
+_MediaUrl = Annotated[MediaUrl, BeforeValidator(lambda value: {"url": value} if isinstance(value, str) else value)]
+
+
+class TextPart(Strict):
+    """A text among other parts."""
+
+    type: Literal["text"] = Field(description="text")
+    text: str = Field(description="the text; control tokens written in it stay text")
+
+
+class ImagePart(Strict):
+    """A picture among other parts."""
+
+    type: Literal["image_url"] = Field(description="image_url")
+    image_url: _MediaUrl = Field(description="where the picture is")
+
+
+class VideoPart(Strict):
+    """A video among other parts."""
+
+    type: Literal["video_url"] = Field(description="video_url")
+    video_url: _MediaUrl = Field(description="where the video is")
+
+
+def _content_form(value: Any) -> str:
+    return "text" if isinstance(value, str) else "parts"
+
+
+Text = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[TextPart], Tag("parts")],
+    Discriminator(_content_form),
+]
+TextAndMedia = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]], Tag("parts")],
+    Discriminator(_content_form),
+]
+
+
+class SystemMessage(Strict):
+    """What the model is told before the conversation."""
+
+    role: Literal["system", "developer"] = Field(description="both mean the same")
+    content: Text = Field(description="the instructions")
+    name: str | None = Field(None, description="who speaks; has no effect")
+
+
+class UserMessage(Strict):
+    """What the user says and shows."""
+
+    role: Literal["user"] = Field(description="user")
+    content: TextAndMedia = Field(description="a text, or parts of text, pictures and videos")
+    name: str | None = Field(None, description="who speaks; has no effect")
+
+
+class AssistantMessage(Strict):
+    """What the model answered before."""
+
+    role: Literal["assistant"] = Field(description="assistant")
+    content: Text | None = Field(None, description="the answer")
+    reasoning_content: str | None = Field(None, description="the thought that led to the content")
+    name: str | None = Field(None, description="who speaks; has no effect")
+    refusal: None = Field(None, description="only null: this model gives none")
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
