@@ -1,0 +1,62 @@
+"""The LoRA adapters of an engine by name, and which rows of a step each of them serves.
+
+Knows nothing about what an adapter adds (`model.lora`) or how its files look (`checkpoint.adapter`).
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ernie45.checkpoint.adapter import load_adapter
+from ernie45.config.errors import ConfigError, RequestError
+from ernie45.model.lora import AdapterRows, LoraAdapter
+from ernie45.model.multimodal import ErnieModel
+
+
+class Adapters:
+    """Adapters of one model. One can be added while requests run; a name keeps its adapter for good."""
+
+    def __init__(self, model: ErnieModel, folders: Iterable[tuple[str, str]] = ()) -> None:
+        self._model = model
+        self._by_name: dict[str, LoraAdapter] = {}
+        for name, folder in folders:
+            self.add(name, folder)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._by_name)
+
+    def add(self, name: str, folder: str | Path) -> None:
+        """Load an adapter. ConfigError for a name in use; CheckpointError as in `load_adapter`."""
+        if not name or name in self._by_name:
+            raise ConfigError(f"adapter name ({name!r}) must be new and not empty; choose another")
+        self._by_name[name] = load_adapter(folder, self._model)
+
+    def get(self, name: str) -> LoraAdapter:
+        """RequestError that lists the known names for an unknown one."""
+        adapter = self._by_name.get(name)
+        if adapter is None:
+            known = ", ".join(map(repr, self._by_name)) or "none is loaded"
+            raise RequestError(f"adapter ({name!r}) must be one of those loaded ({known}); name one or leave it out")
+        return adapter
+
+    def rows(self, runs: Iterable[tuple[str | None, int]], device: torch.device) -> tuple[AdapterRows, ...]:
+        """For runs of rows in the order of a step (adapter or None, number of rows): each adapter with its rows.
+
+        Nothing, and no work, when none is loaded.
+        """
+        if not self._by_name:
+            return ()
+        start, spans = 0, dict[str, list[np.ndarray]]()
+        for name, count in runs:
+            if name is not None and count:
+                spans.setdefault(name, []).append(np.arange(start, start + count))
+            start += count
+        found = []
+        for name, parts in spans.items():
+            rows = np.concatenate(parts)
+            index_R = None if len(rows) == start else torch.from_numpy(rows).to(device, non_blocking=True)
+            found.append(AdapterRows(self._by_name[name], index_R))
+        return tuple(found)
