@@ -14,29 +14,25 @@ from ernie45.ops.native import KINDS, Kernels
 
 MAX_ROWS = 32
 WIDE = 1024
-"""From this width on several threads read weights faster than one, and torch's own products have them."""
+"""Below this width a second thread costs more than it brings: the work of one operation is too small to share."""
 
 _KERNELS = Kernels(
     "decode",
     {
-        "ernie_linear": "ipipiip",
-        "ernie_ffn": "ipiippip",
-        "ernie_moe": "ipiippippiip",
+        "ernie_linear": "ipipiiip",
+        "ernie_ffn": "ipiippiip",
+        "ernie_moe": "ipiippippiiip",
         "ernie_route": "piippiifppp",
-        "ernie_attention": "ipiiiipppppiipp",
+        "ernie_attention": "ipiiiipppppiipip",
     },
 )
 _call = _KERNELS.call
 
 
 def serves(x_RD: Tensor) -> bool:
-    """Whether a step with these rows goes through the compiled kernels, which have one thread.
-
-    Few rows, on a CPU, no gradients, compiler found; and torch has one thread too, or the model is narrow.
-    """
+    """Whether a step with these rows goes through the compiled kernels: few rows, on a CPU, no gradients, compiler found."""
     return (
         0 < x_RD.shape[0] <= MAX_ROWS
-        and (x_RD.shape[-1] < WIDE or torch.get_num_threads() == 1)
         and x_RD.dtype in KINDS
         and x_RD.device.type == "cpu"
         and not torch.is_grad_enabled()
@@ -44,24 +40,27 @@ def serves(x_RD: Tensor) -> bool:
     )
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.float().contiguous()
-
-
 def linear(x_RD: Tensor, weight_ND: Tensor) -> Tensor:
-    """x W^T: [R, D] -> [R, N] in x's dtype."""
+    """x W^T: [R, D] -> [R, N], x and W of one dtype."""
     num_rows, size = x_RD.shape
-    y_RN = torch.empty(num_rows, len(weight_ND))
-    _call("ernie_linear", KINDS[weight_ND.dtype], _wide(x_RD), num_rows, weight_ND, size, len(weight_ND), y_RN)
-    return y_RN.to(x_RD.dtype)
+    y_RN = x_RD.new_empty(num_rows, len(weight_ND))
+    sizes = (size, len(weight_ND), torch.get_num_threads())
+    _call("ernie_linear", KINDS[weight_ND.dtype], _like(x_RD, weight_ND), num_rows, weight_ND, *sizes, y_RN)
+    return y_RN
 
 
 def ffn(x_RD: Tensor, gate_up_FD: Tensor, down_DF: Tensor) -> Tensor:
-    """down(silu(gate x) * up x), gate rows first: [R, D] -> [R, D] in x's dtype."""
+    """down(silu(gate x) * up x), gate rows first: [R, D] -> [R, D], all of one dtype."""
     num_rows, size = x_RD.shape
-    y_RD = torch.empty(num_rows, size)
-    _call("ernie_ffn", KINDS[gate_up_FD.dtype], _wide(x_RD), num_rows, size, gate_up_FD, down_DF, down_DF.shape[1], y_RD)
-    return y_RD.to(x_RD.dtype)
+    y_RD = torch.empty_like(x_RD, memory_format=torch.contiguous_format)
+    weights = (gate_up_FD, down_DF, down_DF.shape[1], torch.get_num_threads())
+    _call("ernie_ffn", KINDS[gate_up_FD.dtype], _like(x_RD, gate_up_FD), num_rows, size, *weights, y_RD)
+    return y_RD
+
+
+def _like(x_RD: Tensor, weight: Tensor) -> Tensor:
+    assert x_RD.dtype == weight.dtype, (x_RD.dtype, weight.dtype)
+    return x_RD.contiguous()
 
 
 def route(x_RD: Tensor, weight_ED: Tensor, bias_E: Tensor, num_active: int, norm_min: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,29 +70,30 @@ def route(x_RD: Tensor, weight_ED: Tensor, bias_E: Tensor, num_active: int, norm
     experts_RA = torch.empty(num_rows, num_active, dtype=torch.int64)
     weights_RA = torch.empty(num_rows, num_active)
     shape = (len(weight_ED), num_active)
-    _call("ernie_route", _wide(x_RD), num_rows, size, weight_ED, bias_E, *shape, norm_min, logits_RE, experts_RA, weights_RA)
+    _call(
+        "ernie_route",
+        x_RD.float().contiguous(),
+        num_rows,
+        size,
+        weight_ED,
+        bias_E,
+        *shape,
+        norm_min,
+        logits_RE,
+        experts_RA,
+        weights_RA,
+    )
     return logits_RE, experts_RA, weights_RA
 
 
 def moe_ffn(x_RD: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, experts_RA: Tensor, weights_RA: Tensor) -> Tensor:
     """As `ops.moe.moe_ffn`."""
     num_rows, size = x_RD.shape
-    y_RD = torch.empty(num_rows, size)
-    kind, num_active, width = KINDS[gate_up_EGD.dtype], experts_RA.shape[1], down_EDF.shape[2]
-    weights = (gate_up_EGD, down_EDF, len(gate_up_EGD), width)
-    _call(
-        "ernie_moe",
-        kind,
-        _wide(x_RD),
-        num_rows,
-        size,
-        experts_RA,
-        weights_RA,
-        num_active,
-        *weights,
-        y_RD,
-    )
-    return y_RD.to(x_RD.dtype)
+    y_RD = torch.empty_like(x_RD, memory_format=torch.contiguous_format)
+    routing = (experts_RA, weights_RA, experts_RA.shape[1])
+    weights = (gate_up_EGD, down_EDF, len(gate_up_EGD), down_EDF.shape[2], torch.get_num_threads())
+    _call("ernie_moe", KINDS[gate_up_EGD.dtype], _like(x_RD, gate_up_EGD), num_rows, size, *routing, *weights, y_RD)
+    return y_RD
 
 
 class Places(NamedTuple):
@@ -113,13 +113,12 @@ def attention(qkv_RW: Tensor, rotations_RK: Tensor, num_heads: int, pages: tuple
     keys_NSJK, values_NSJK = pages
     _, page_size, num_kv_heads, head_dim = keys_NSJK.shape
     num_rows = len(qkv_RW)
-    qkv = qkv_RW.float().contiguous()
-    qkv = qkv.clone() if qkv.data_ptr() == qkv_RW.data_ptr() else qkv  # it is turned in place
-    out = torch.empty(num_rows, num_heads * head_dim)
+    out_RW = qkv_RW.new_empty(num_rows, num_heads * head_dim)
     sizes = (num_rows, num_heads, num_kv_heads, head_dim)
     table_RN = places.page_table_RN
     _call(
-        "ernie_attention", KINDS[keys_NSJK.dtype], qkv, *sizes, rotations_RK.contiguous(), keys_NSJK, values_NSJK,
-        places.slots_R, table_RN, table_RN.shape[1], page_size, (ctypes.c_int64 * num_rows)(*places.lengths), out,
+        "ernie_attention", KINDS[keys_NSJK.dtype], _like(qkv_RW, keys_NSJK), *sizes, rotations_RK.contiguous(), keys_NSJK,
+        values_NSJK, places.slots_R, table_RN, table_RN.shape[1], page_size, (ctypes.c_int64 * num_rows)(*places.lengths),
+        torch.get_num_threads(), out_RW,
     )  # fmt: skip
-    return out.to(qkv_RW.dtype)
+    return out_RW

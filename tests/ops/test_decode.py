@@ -25,33 +25,65 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return (torch.randn(shape) / shape[-1] ** 0.5).to(dtype)
 
 
+def check(y: torch.Tensor, expected: torch.Tensor) -> None:
+    """In bf16 the expected values are those of fp32 on the same numbers; rounding of results and of what is between."""
+    tolerance = 1e-5 if y.dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(y.float(), expected, atol=tolerance, rtol=tolerance)
+
+
 @DTYPES
 @ROWS
 @pytest.mark.parametrize(("size", "width"), [(64, 32), (50, 33), (7, 1)])
 def test_linear(num_rows: int, size: int, width: int, dtype: torch.dtype):
-    x, w = torch.randn(num_rows, size), random(width, size, dtype=dtype)
-    torch.testing.assert_close(decode.linear(x, w), F.linear(x, w.float()), atol=1e-5, rtol=1e-5)
+    x, w = torch.randn(num_rows, size).to(dtype), random(width, size, dtype=dtype)
+    check(decode.linear(x, w), F.linear(x.float(), w.float()))
 
 
 @DTYPES
 @ROWS
 def test_ffn_and_experts(num_rows: int, dtype: torch.dtype):
     num_experts, num_active, size, width = 6, 3, 40, 24
-    x = torch.randn(num_rows, size)
+    x = torch.randn(num_rows, size).to(dtype)
     gate_up, down = random(num_experts, 2 * width, size, dtype=dtype), random(num_experts, size, width, dtype=dtype)
     router, bias = random(num_experts, size) * 4, torch.randn(num_experts) * 0.1
     logits, experts, weights = decode.route(x, router, bias, num_active, 1e-12)
-    p = F.linear(x, router).softmax(-1)
+    p = F.linear(x.float(), router).softmax(-1)
     expected = (p + bias).topk(num_active).indices
-    torch.testing.assert_close(logits, F.linear(x, router), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits, F.linear(x.float(), router), atol=1e-5, rtol=1e-5)
     assert torch.equal(experts, expected)
     chosen = p.gather(-1, expected)
     torch.testing.assert_close(weights, chosen / chosen.sum(-1, keepdim=True), atol=1e-6, rtol=1e-5)
-    y = moe_ffn_reference(x, gate_up.float(), down.float(), experts, weights, count_experts(experts, num_experts))
-    torch.testing.assert_close(decode.moe_ffn(x, gate_up, down, experts, weights), y, atol=1e-5, rtol=1e-5)
-    gate, up = F.linear(x, gate_up[0].float()).chunk(2, dim=-1)
-    dense = F.linear(F.silu(gate) * up, down[0].float())
-    torch.testing.assert_close(decode.ffn(x, gate_up[0], down[0]), dense, atol=1e-5, rtol=1e-5)
+    counts = count_experts(experts, num_experts)
+    y = moe_ffn_reference(x.float(), gate_up.float(), down.float(), experts, weights, counts)
+    check(decode.moe_ffn(x, gate_up, down, experts, weights), y)
+    gate, up = F.linear(x.float(), gate_up[0].float()).chunk(2, dim=-1)
+    check(decode.ffn(x, gate_up[0], down[0]), F.linear(F.silu(gate) * up, down[0].float()))
+
+
+@DTYPES
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_row_does_not_depend_on_its_company_nor_on_threads(
+    dtype: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, w, down = torch.randn(32, 200).to(dtype), random(2 * 72, 200, dtype=dtype), random(200, 72, dtype=dtype)
+    experts, weights = torch.randint(0, 4, (32, 1)).repeat(1, 2), torch.rand(32, 2)
+    experts[:, 1] = (experts[:, 0] + 1) % 4
+    gate_up_E, down_E = random(4, 2 * 72, 200, dtype=dtype), random(4, 200, 72, dtype=dtype)
+
+    def everything(rows: slice) -> list[torch.Tensor]:
+        part = x[rows], experts[rows].contiguous(), weights[rows].contiguous()
+        return [
+            decode.linear(part[0], w),
+            decode.ffn(part[0], w, down),
+            decode.moe_ffn(part[0], gate_up_E, down_E, part[1], part[2]),
+        ]
+
+    alone = [torch.cat(each) for each in zip(*(everything(slice(r, r + 1)) for r in range(32)), strict=True)]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for size in (1, 2, 3, 7, 8, 32):
+        together = [torch.cat(each) for each in zip(*(everything(slice(r, r + size)) for r in range(0, 32, size)), strict=True)]
+        for mine, expected in zip(together, alone, strict=True):
+            assert torch.equal(mine, expected), (size, threads)
 
 
 @DTYPES
@@ -62,10 +94,10 @@ def test_attention(dtype: torch.dtype):
     keys, values = (torch.randn(20, page_size, num_kv_heads, head_dim).to(dtype) for _ in range(2))
     table = torch.randperm(20)[: num_rows * 4].view(num_rows, 4)
     slots = torch.tensor([table[r, (n - 1) // page_size] * page_size + (n - 1) % page_size for r, n in enumerate(lengths)])
-    qkv = torch.randn(num_rows, (num_heads + 2 * num_kv_heads) * head_dim)
+    qkv = torch.randn(num_rows, (num_heads + 2 * num_kv_heads) * head_dim).to(dtype)
     before = qkv.clone()
     turns = decoder_rope_table(torch.randint(0, 99, (num_rows, 3)), head_dim, 1e4, (3, 3, 2))
-    heads = qkv.unflatten(-1, (-1, head_dim))
+    heads = qkv.float().unflatten(-1, (-1, head_dim))
     turned = rotate_interleaved_reference(heads[:, : num_heads + num_kv_heads], turns)
     q, k, v = turned[:, :num_heads], turned[:, num_heads:], heads[:, num_heads + num_kv_heads :]
     expected_pages = keys.clone(), values.clone()
@@ -74,7 +106,7 @@ def test_attention(dtype: torch.dtype):
     keys_wide, values_wide = (pages.float() for pages in expected_pages)
     expected = paged_attention(q, keys_wide, values_wide, table, range(num_rows + 1), lengths).flatten(1)
     out = decode.attention(qkv, turns, num_heads, (keys, values), decode.Places(slots, table, lengths))
-    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    check(out, expected)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2  # a last bit may round the other way
     torch.testing.assert_close(keys, expected_pages[0], atol=tolerance, rtol=tolerance)
     assert torch.equal(values, expected_pages[1])

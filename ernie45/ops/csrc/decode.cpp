@@ -1,17 +1,219 @@
 // Kernels of a decode step on a CPU: few rows, so time is reading weights; each weight is read once for all rows.
 // Knows nothing about torch or about layers. Plain C interface (no torch headers: compiles in seconds). Sizes count elements;
-// activations are fp32, weights and KV pages fp32 or bf16 (kind 0 or 1). One thread: the caller splits work, if at all.
+// activations, weights and KV pages are all fp32 or all bf16 (kind 0 or 1), sums fp32. A row's result does not depend on how many
+// rows or threads there are: every sum runs in one order.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
+#include "threads.h"
 #include "vectors.h"
 
 namespace {
 
-template <class W> float dot(const float* x, const W* w, int k) {
+constexpr int MAX_ROWS = 8;   // rows of x in one pass
+constexpr int AHEAD = 4096;   // bytes of weights fetched ahead of use
+constexpr int BLOCK = 32;     // weight rows that stay in cache while all rows of x pass
+
+// y[r * ldy + j] = x[r] . w[j] for M rows of x and N rows of w. For one or two rows of x the weights are read strictly in order:
+// several rows side by side would halve the bandwidth that one core gets. For more, sums are what takes time, and two rows of w
+// share what is read of x.
+template <int M, int N, class T> void tile(const T* x, const T* w, int k, float* y, int64_t ldy) {
+    typedef Products<T> P;
+    P sums[N][M];
+    int i = 0;
+    for (; i + P::STEP <= k; i += P::STEP) {
+        typename P::Operand weights[N];
+        for (int j = 0; j < N; ++j) {
+            weights[j] = P::operand(w + int64_t(j) * k + i);
+            __builtin_prefetch((const char*)(w + int64_t(j) * k + i) + AHEAD);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < M; ++r) {
+            typename P::Operand row = P::operand(x + int64_t(r) * k + i);
+            for (int j = 0; j < N; ++j) sums[j][r].step(row, weights[j]);
+        }
+    }
+    for (int j = 0; j < N; ++j)
+        for (int r = 0; r < M; ++r) {
+            float sum = sums[j][r].sum();
+            for (int t = i; t < k; ++t) sum += widen(x[int64_t(r) * k + t]) * widen(w[int64_t(j) * k + t]);
+            y[r * ldy + j] = sum;
+        }
+}
+
+template <int M, class T> void tiles(const T* x, const T* w, int k, int n, float* y, int64_t ldy) {
+    constexpr int N = M <= 2 ? 1 : 2;
+    int j = 0;
+    for (; j + N <= n; j += N) tile<M, N>(x, w + int64_t(j) * k, k, y + j, ldy);
+    for (; j < n; ++j) tile<M, 1>(x, w + int64_t(j) * k, k, y + j, ldy);
+}
+
+template <class T> void rows_of_tiles(int m, const T* x, const T* w, int k, int n, float* y, int64_t ldy) {
+    switch (m) {
+        case 1: return tiles<1>(x, w, k, n, y, ldy);
+        case 2: return tiles<2>(x, w, k, n, y, ldy);
+        case 3: return tiles<3>(x, w, k, n, y, ldy);
+        case 4: return tiles<4>(x, w, k, n, y, ldy);
+        case 5: return tiles<5>(x, w, k, n, y, ldy);
+        case 6: return tiles<6>(x, w, k, n, y, ldy);
+        case 7: return tiles<7>(x, w, k, n, y, ldy);
+        default: return tiles<8>(x, w, k, n, y, ldy);
+    }
+}
+
+// y [m, from ... to) of x [m, k] w [n, k]^T
+template <class T> void linear(const T* x, int m, const T* w, int k, int from, int to, float* y, int64_t ldy) {
+    for (int j = from; j < to; j += BLOCK)
+        for (int r = 0; r < m; r += MAX_ROWS)
+            rows_of_tiles(std::min(m - r, MAX_ROWS), x + int64_t(r) * k, w + int64_t(j) * k, k, std::min(to - j, BLOCK), y + r * ldy + j, ldy);
+}
+
+// The share of n things that a thread takes, in whole blocks
+struct Share {
+    int from, to;
+    Share(int n, int part, int parts) {
+        int64_t blocks = (n + BLOCK - 1) / BLOCK;
+        from = int(std::min<int64_t>(n, blocks * part / parts * BLOCK));
+        to = int(std::min<int64_t>(n, blocks * (part + 1) / parts * BLOCK));
+    }
+};
+
+template <class T> void round_to(const float* x, int64_t n, T* y) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) store(y + i, load(x + i));
+    for (; i < n; ++i) narrow(x[i], y[i]);
+}
+
+// hidden [f] = silu(gate) * up * scale, from gate_up [2f]
+template <class T> void swiglu(const float* gate_up, int f, float scale, T* hidden) {
+    const float *gate = gate_up, *up = gate_up + f;
+    int i = 0;
+    for (; i + LANES <= f; i += LANES) store(hidden + i, load(gate + i) * sigmoid(load(gate + i)) * load(up + i) * scale);
+    for (; i < f; ++i) narrow(gate[i] / (1.0f + std::exp(-gate[i])) * up[i] * scale, hidden[i]);
+}
+
+struct Expert {  // one that has rows: rows `first` to `first + count` of the sorted list are its
+    int64_t id;
+    int first, count;
+};
+
+template <class T> struct Scratch {  // grows to the largest step seen
+    std::vector<float> gate_up, part, sums, scale;
+    std::vector<T> rows, hidden;
+    std::vector<int64_t> members;
+    std::vector<Expert> experts;
+};
+
+template <class T> struct Experts {
+    const T *gate_up, *down;
+    int d, f;
+};
+
+// y [m, d] = sum over a row's experts of scale * down(silu(gate x) * up x). Two sweeps over the weights of all experts in use,
+// each shared out evenly; a row's experts are added up in the order of their ids.
+template <class T> void feed_forward(const Experts<T>& e, Scratch<T>& s, int m, int threads, T* y) {
+    int f = e.f, d = e.d, rows = int(s.members.size()), used = int(s.experts.size());
+    s.gate_up.resize(size_t(rows) * 2 * f);
+    s.hidden.resize(size_t(rows) * f);
+    s.part.resize(size_t(rows) * d);
+    s.sums.assign(size_t(m) * d, 0.0f);
+    parallel(threads, [&](int part, int parts) {
+        Share share(used * 2 * f, part, parts);  // the gate and up rows of all experts, one after the other
+        for (int at = share.from; at < share.to;) {
+            const Expert& expert = s.experts[at / (2 * f)];
+            int from = at % (2 * f), to = std::min(2 * f, from + share.to - at);
+            linear(s.rows.data() + int64_t(expert.first) * d, expert.count, e.gate_up + expert.id * 2 * f * d, d, from, to,
+                   s.gate_up.data() + int64_t(expert.first) * 2 * f, 2 * f);
+            at += to - from;
+        }
+    });
+    for (int r = 0; r < rows; ++r) swiglu(s.gate_up.data() + int64_t(r) * 2 * f, f, s.scale[r], s.hidden.data() + int64_t(r) * f);
+    parallel(threads, [&](int part, int parts) {
+        Share share(d, part, parts);
+        for (const Expert& expert : s.experts) {
+            linear(s.hidden.data() + int64_t(expert.first) * f, expert.count, e.down + expert.id * d * f, f, share.from, share.to,
+                   s.part.data() + int64_t(expert.first) * d, d);
+            for (int r = expert.first; r < expert.first + expert.count; ++r)
+                for (int i = share.from; i < share.to; ++i) s.sums[s.members[r] * d + i] += s.part[int64_t(r) * d + i];
+        }
+    });
+    round_to(s.sums.data(), int64_t(m) * d, y);
+}
+
+template <class T> Scratch<T>& scratch() {
+    static thread_local Scratch<T> s;
+    s.rows.clear();
+    s.scale.clear();
+    s.members.clear();
+    s.experts.clear();
+    return s;
+}
+
+// experts, weights [m, a]
+template <class T>
+void moe(const T* x, int m, const int64_t* experts, const float* weights, int a, const Experts<T>& e, int num_experts, int threads, T* y) {
+    Scratch<T>& s = scratch<T>();
+    for (int64_t expert = 0; expert < num_experts; ++expert) {
+        int first = int(s.members.size());
+        for (int pair = 0; pair < m * a; ++pair)
+            if (experts[pair] == expert) {
+                s.members.push_back(pair / a);
+                s.scale.push_back(weights[pair]);
+                s.rows.insert(s.rows.end(), x + int64_t(pair / a) * e.d, x + int64_t(pair / a + 1) * e.d);
+            }
+        if (int count = int(s.members.size()) - first) s.experts.push_back({expert, first, count});
+    }
+    feed_forward(e, s, m, threads, y);
+}
+
+template <class T> void ffn(const T* x, int m, const Experts<T>& e, int threads, T* y) {
+    Scratch<T>& s = scratch<T>();
+    s.rows.assign(x, x + int64_t(m) * e.d);
+    s.scale.assign(m, 1.0f);
+    for (int r = 0; r < m; ++r) s.members.push_back(r);
+    s.experts.push_back({0, 0, m});
+    feed_forward(e, s, m, threads, y);
+}
+
+template <class T> void linear(const T* x, int m, const T* w, int k, int n, int threads, T* y) {
+    static thread_local std::vector<float> wide;
+    wide.resize(size_t(m) * n);
+    float* out = wide.data();
+    parallel(threads, [&](int part, int parts) {
+        Share share(n, part, parts);
+        linear(x, m, w, k, share.from, share.to, out, n);
+    });
+    round_to(out, int64_t(m) * n, y);
+}
+
+struct Heads {
+    int query, kv, dim;
+};
+
+// The step's sequences and their pages
+template <class T> struct Pages {
+    T *keys, *values;
+    const int64_t *slots, *table, *lengths;
+    int num_pages, page_size;
+};
+
+// Interleaved rope; turn holds cos, sin of each pair
+void rotate(float* x, const float* turn, int dim) {
+    for (int i = 0; i < dim; i += 2) {
+        float a = x[i], b = x[i + 1];
+        x[i] = a * turn[i] - b * turn[i + 1];
+        x[i + 1] = a * turn[i + 1] + b * turn[i];
+    }
+}
+
+template <class T> void read_row(const T* x, int n, float* y) {
+    for (int i = 0; i < n; ++i) y[i] = widen(x[i]);
+}
+
+template <class T> float dot(const float* x, const T* w, int k) {
     vec sums = {};
     int i = 0;
     for (; i + LANES <= k; i += LANES) sums += load(x + i) * load(w + i);
@@ -20,202 +222,87 @@ template <class W> float dot(const float* x, const W* w, int k) {
     return sum;
 }
 
-constexpr int MAX_ROWS = 8;   // rows of x in one pass
-constexpr int AHEAD = 2048;   // weights fetched ahead of use
-constexpr int BLOCK = 32;     // weight rows that stay in cache while all rows of x pass
-
-// y[r * ldy + j] = x[r] . w[j] for M rows and n weight rows. Weights are read strictly in order: several rows side by side
-// would share register loads of x, but halve the bandwidth that one core gets.
-template <int M, class W> void tile(const float* x, const W* w, int k, int n, float* y, int ldy) {
-    constexpr int U = M <= 2 ? 4 : 1;
-    for (int j = 0; j < n; ++j, w += k) {
-        vec sums[U][M] = {};
-        int i = 0;
-        for (; i + U * LANES <= k; i += U * LANES)
-#pragma GCC unroll 4
-            for (int u = 0; u < U; ++u) {
-                vec weights = load(w + i + u * LANES);
-                __builtin_prefetch(w + i + u * LANES + AHEAD);
-#pragma GCC unroll 8
-                for (int r = 0; r < M; ++r) sums[u][r] += weights * load(x + int64_t(r) * k + i + u * LANES);
-            }
-        for (; i + LANES <= k; i += LANES) {
-            vec weights = load(w + i);
-            for (int r = 0; r < M; ++r) sums[0][r] += weights * load(x + int64_t(r) * k + i);
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < M; ++r) {
-            vec all = sums[0][r];
-#pragma GCC unroll 4
-            for (int u = 1; u < U; ++u) all += sums[u][r];
-            float sum = total(all);
-            for (int t = i; t < k; ++t) sum += x[int64_t(r) * k + t] * widen(w[t]);
-            y[int64_t(r) * ldy + j] = sum;
-        }
-    }
-}
-
-template <class W> void rows_of_tile(int m, const float* x, const W* w, int k, int n, float* y, int ldy) {
-    switch (m) {
-        case 1: return tile<1>(x, w, k, n, y, ldy);
-        case 2: return tile<2>(x, w, k, n, y, ldy);
-        case 3: return tile<3>(x, w, k, n, y, ldy);
-        case 4: return tile<4>(x, w, k, n, y, ldy);
-        case 5: return tile<5>(x, w, k, n, y, ldy);
-        case 6: return tile<6>(x, w, k, n, y, ldy);
-        case 7: return tile<7>(x, w, k, n, y, ldy);
-        default: return tile<8>(x, w, k, n, y, ldy);
-    }
-}
-
-// y [m, n] = x [m, k] w [n, k]^T
-template <class W> void linear(const float* x, int m, const W* w, int k, int n, float* y) {
-    for (int j = 0; j < n; j += BLOCK)
-        for (int r = 0; r < m; r += MAX_ROWS)
-            rows_of_tile(std::min(m - r, MAX_ROWS), x + int64_t(r) * k, w + int64_t(j) * k, k, std::min(n - j, BLOCK),
-                         y + int64_t(r) * n + j, n);
-}
-
-// hidden [m, f] = silu(gate) * up * scale[r], from gate_up [m, 2f]; no scale means 1
-void swiglu(const float* gate_up, int m, int f, const float* scale, float* hidden) {
-    for (int r = 0; r < m; ++r) {
-        const float *gate = gate_up + int64_t(r) * 2 * f, *up = gate + f;
-        float factor = scale ? scale[r] : 1.0f;
-        float* out = hidden + int64_t(r) * f;
-        int i = 0;
-        for (; i + LANES <= f; i += LANES) store(out + i, load(gate + i) * sigmoid(load(gate + i)) * load(up + i) * factor);
-        for (; i < f; ++i) out[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i] * factor;
-    }
-}
-
-struct Scratch {  // grows to the largest step seen, per thread
-    std::vector<float> gate_up, hidden, rows, part, scale;
-    std::vector<int64_t> members;
-};
-
-Scratch& scratch(int m, int d, int f) {
-    static thread_local Scratch s;
-    s.gate_up.resize(size_t(m) * 2 * f);
-    s.hidden.resize(size_t(m) * f);
-    s.rows.resize(size_t(m) * d);
-    s.part.resize(size_t(m) * d);
-    s.scale.resize(m);
-    s.members.resize(m);
-    return s;
-}
-
-template <class W> void ffn(const float* x, int m, int d, const W* gate_up, const W* down, int f, const float* scale, Scratch& s, float* y) {
-    linear(x, m, gate_up, d, 2 * f, s.gate_up.data());
-    swiglu(s.gate_up.data(), m, f, scale, s.hidden.data());
-    linear(s.hidden.data(), m, down, f, d, y);
-}
-
-// y [m, d] = sum over the chosen experts of weight * down(silu(gate x) * up x); experts, weights [m, a]
-template <class W>
-void moe(const float* x, int m, int d, const int64_t* experts, const float* weights, int a, const W* gate_up, const W* down, int e, int f,
-         float* y) {
-    Scratch& s = scratch(m, d, f);
-    std::fill(y, y + int64_t(m) * d, 0.0f);
-    for (int64_t expert = 0; expert < e; ++expert) {
-        int count = 0;
-        for (int pair = 0; pair < m * a; ++pair)
-            if (experts[pair] == expert) {
-                s.members[count] = pair / a;
-                s.scale[count] = weights[pair];
-                std::memcpy(s.rows.data() + int64_t(count++) * d, x + int64_t(pair / a) * d, size_t(d) * 4);
-            }
-        if (!count) continue;
-        ffn(s.rows.data(), count, d, gate_up + expert * 2 * f * d, down + expert * d * f, f, s.scale.data(), s, s.part.data());
-        for (int q = 0; q < count; ++q)
-            for (int i = 0; i < d; ++i) y[s.members[q] * d + i] += s.part[int64_t(q) * d + i];
-    }
-}
-
-struct Heads {
-    int query, kv, dim;
-};
-
-// Rope on q and k of qkv [m, (h + 2j) k] in place (interleaved pairs; turns [m, k / 2] holds cos, sin), then k and v to their slots.
-template <class C> void rotate_and_write(float* qkv, int m, Heads n, const float* turns, C* keys, C* values, const int64_t* slots) {
-    for (int r = 0; r < m; ++r) {
-        float* row = qkv + int64_t(r) * (n.query + 2 * n.kv) * n.dim;
-        const float* turn = turns + int64_t(r) * n.dim;
-        for (int head = 0; head < n.query + n.kv; ++head)
-            for (int i = 0; i < n.dim; i += 2) {
-                float *pair = row + head * n.dim + i, a = pair[0], b = pair[1];
-                pair[0] = a * turn[i] - b * turn[i + 1];
-                pair[1] = a * turn[i + 1] + b * turn[i];
-            }
-        const float *k = row + n.query * n.dim, *v = k + n.kv * n.dim;
-        for (int i = 0; i < n.kv * n.dim; ++i) {
-            narrow(k[i], keys[slots[r] * n.kv * n.dim + i]);
-            narrow(v[i], values[slots[r] * n.kv * n.dim + i]);
-        }
-    }
-}
-
-// One query token against `length` tokens in the pages of its row; out [h, k]
-template <class C>
-void attend(const float* q, Heads n, const C* keys, const C* values, const int64_t* pages, int page_size, int length, float* out) {
-    static thread_local std::vector<float> scores;
-    scores.resize(size_t(length) * n.query);
-    int group = n.query / n.kv, width = n.kv * n.dim;
-    auto at = [&](const C* base, int t) { return base + (pages[t / page_size] * page_size + t % page_size) * width; };
+// One sequence's new token, one KV head and the query heads that share it: rope, write to its slot, attend to all its tokens.
+template <class T> void attend(const T* qkv, int r, int kv_head, Heads n, const float* turns, const Pages<T>& p, T* out) {
+    static thread_local std::vector<float> scores, q, k, sums;
+    int group = n.query / n.kv, width = n.kv * n.dim, length = int(p.lengths[r]);
+    const T* row = qkv + int64_t(r) * (n.query + 2 * n.kv) * n.dim;
+    const float* turn = turns + int64_t(r) * n.dim;
+    q.resize(size_t(group) * n.dim);
+    k.resize(n.dim);
+    sums.assign(size_t(group) * n.dim, 0.0f);
+    scores.resize(size_t(length) * group);
+    read_row(row + kv_head * group * n.dim, group * n.dim, q.data());
+    read_row(row + (n.query + kv_head) * n.dim, n.dim, k.data());
+    for (int head = 0; head < group; ++head) rotate(q.data() + head * n.dim, turn, n.dim);
+    rotate(k.data(), turn, n.dim);
+    int64_t slot = p.slots[r] * width + kv_head * n.dim;
+    for (int i = 0; i < n.dim; ++i) narrow(k[i], p.keys[slot + i]);
+    std::memcpy(p.values + slot, row + (n.query + n.kv + kv_head) * n.dim, n.dim * sizeof(T));
+    const int64_t* pages = p.table + int64_t(r) * p.num_pages;
+    auto at = [&](const T* base, int t) { return base + (pages[t / p.page_size] * p.page_size + t % p.page_size) * width + kv_head * n.dim; };
     float scale = 1.0f / std::sqrt(float(n.dim));
     for (int t = 0; t < length; ++t)
-        for (int head = 0; head < n.query; ++head)
-            scores[int64_t(head) * length + t] = dot(q + head * n.dim, at(keys, t) + head / group * n.dim, n.dim) * scale;
-    for (int head = 0; head < n.query; ++head) {
+        for (int head = 0; head < group; ++head) scores[int64_t(head) * length + t] = dot(q.data() + head * n.dim, at(p.keys, t), n.dim) * scale;
+    for (int head = 0; head < group; ++head) {
         float* s = scores.data() + int64_t(head) * length;
         float top = *std::max_element(s, s + length), sum = 0;
-        for (int t = 0; t < length; ++t) sum += s[t] = std::exp(s[t] - top);
-        for (int t = 0; t < length; ++t) s[t] /= sum;
-    }
-    std::fill(out, out + n.query * n.dim, 0.0f);
-    for (int t = 0; t < length; ++t)
-        for (int head = 0; head < n.query; ++head) {
-            const C* v = at(values, t) + head / group * n.dim;
-            float p = scores[int64_t(head) * length + t];
-            for (int i = 0; i < n.dim; ++i) out[head * n.dim + i] += p * widen(v[i]);
+        int t = 0;
+        vec mass = {};
+        for (; t + LANES <= length; t += LANES) {
+            vec e = exponential(load(s + t) - top);
+            store(s + t, e);
+            mass += e;
         }
+        sum = total(mass);
+        for (; t < length; ++t) sum += s[t] = std::exp(s[t] - top);
+        for (t = 0; t < length; ++t) s[t] /= sum;
+    }
+    for (int t = 0; t < length; ++t) {
+        const T* v = at(p.values, t);
+        for (int head = 0; head < group; ++head) {
+            float weight = scores[int64_t(head) * length + t], *o = sums.data() + head * n.dim;
+            int i = 0;
+            for (; i + LANES <= n.dim; i += LANES) store(o + i, load(o + i) + load(v + i) * weight);
+            for (; i < n.dim; ++i) o[i] += weight * widen(v[i]);
+        }
+    }
+    round_to(sums.data(), group * n.dim, out + (int64_t(r) * n.query + kv_head * group) * n.dim);
 }
 
-template <class C>
-void attention(float* qkv, int m, Heads n, const float* turns, C* keys, C* values, const int64_t* slots, const int64_t* table, int num_pages,
-               int page_size, const int64_t* lengths, float* out) {
-    rotate_and_write(qkv, m, n, turns, keys, values, slots);
-    for (int r = 0; r < m; ++r)
-        attend(qkv + int64_t(r) * (n.query + 2 * n.kv) * n.dim, n, keys, values, table + int64_t(r) * num_pages, page_size, int(lengths[r]),
-               out + int64_t(r) * n.query * n.dim);
+template <class T> void attention(const T* qkv, int m, Heads n, const float* turns, const Pages<T>& p, int threads, T* out) {
+    parallel(threads, [&](int part, int parts) {
+        for (int pair = part; pair < m * n.kv; pair += parts) attend(qkv, pair / n.kv, pair % n.kv, n, turns, p, out);
+    });
 }
 
 }  // namespace
 
 extern "C" {
 
-void ernie_linear(int kind, const float* x, int m, const void* w, int k, int n, float* y) {
-    if (kind) linear(x, m, (const bf16*)w, k, n, y);
-    else linear(x, m, (const float*)w, k, n, y);
+void ernie_linear(int kind, const void* x, int m, const void* w, int k, int n, int threads, void* y) {
+    if (kind) linear((const bf16*)x, m, (const bf16*)w, k, n, threads, (bf16*)y);
+    else linear((const float*)x, m, (const float*)w, k, n, threads, (float*)y);
 }
 
-void ernie_ffn(int kind, const float* x, int m, int d, const void* gate_up, const void* down, int f, float* y) {
-    Scratch& s = scratch(m, d, f);
-    if (kind) ffn(x, m, d, (const bf16*)gate_up, (const bf16*)down, f, nullptr, s, y);
-    else ffn(x, m, d, (const float*)gate_up, (const float*)down, f, nullptr, s, y);
+void ernie_ffn(int kind, const void* x, int m, int d, const void* gate_up, const void* down, int f, int threads, void* y) {
+    if (kind) ffn((const bf16*)x, m, Experts<bf16>{(const bf16*)gate_up, (const bf16*)down, d, f}, threads, (bf16*)y);
+    else ffn((const float*)x, m, Experts<float>{(const float*)gate_up, (const float*)down, d, f}, threads, (float*)y);
 }
 
-void ernie_moe(int kind, const float* x, int m, int d, const int64_t* experts, const float* weights, int a, const void* gate_up,
-               const void* down, int e, int f, float* y) {
-    if (kind) moe(x, m, d, experts, weights, a, (const bf16*)gate_up, (const bf16*)down, e, f, y);
-    else moe(x, m, d, experts, weights, a, (const float*)gate_up, (const float*)down, e, f, y);
+void ernie_moe(int kind, const void* x, int m, int d, const int64_t* experts, const float* weights, int a, const void* gate_up,
+               const void* down, int e, int f, int threads, void* y) {
+    if (kind)
+        moe((const bf16*)x, m, experts, weights, a, Experts<bf16>{(const bf16*)gate_up, (const bf16*)down, d, f}, e, threads, (bf16*)y);
+    else moe((const float*)x, m, experts, weights, a, Experts<float>{(const float*)gate_up, (const float*)down, d, f}, e, threads, (float*)y);
 }
 
-// logits [m, e] out; chosen experts and weights [m, a] out: softmax, top-a of (p + bias), p / max(sum, norm_min)
+// logits [m, e] out; chosen experts and weights [m, a] out: softmax, top-a of (p + bias), p / max(sum, norm_min). All fp32.
 void ernie_route(const float* x, int m, int d, const float* w, const float* bias, int e, int a, float norm_min, float* logits,
                  int64_t* experts, float* weights) {
     static thread_local std::vector<float> p;
     p.resize(e);
-    linear(x, m, w, d, e, logits);
+    linear(x, m, w, d, 0, e, logits, e);
     for (int r = 0; r < m; ++r) {
         const float* z = logits + int64_t(r) * e;
         float top = *std::max_element(z, z + e), sum = 0, mass = 0;
@@ -232,10 +319,15 @@ void ernie_route(const float* x, int m, int d, const float* w, const float* bias
     }
 }
 
-void ernie_attention(int kind, float* qkv, int m, int h, int j, int dim, const float* turns, void* keys, void* values, const int64_t* slots,
-                     const int64_t* table, int num_pages, int page_size, const int64_t* lengths, float* out) {
-    if (kind) attention(qkv, m, {h, j, dim}, turns, (bf16*)keys, (bf16*)values, slots, table, num_pages, page_size, lengths, out);
-    else attention(qkv, m, {h, j, dim}, turns, (float*)keys, (float*)values, slots, table, num_pages, page_size, lengths, out);
+void ernie_attention(int kind, const void* qkv, int m, int h, int j, int dim, const float* turns, void* keys, void* values,
+                     const int64_t* slots, const int64_t* table, int num_pages, int page_size, const int64_t* lengths, int threads, void* out) {
+    if (kind) {
+        Pages<bf16> p{(bf16*)keys, (bf16*)values, slots, table, lengths, num_pages, page_size};
+        attention((const bf16*)qkv, m, {h, j, dim}, turns, p, threads, (bf16*)out);
+    } else {
+        Pages<float> p{(float*)keys, (float*)values, slots, table, lengths, num_pages, page_size};
+        attention((const float*)qkv, m, {h, j, dim}, turns, p, threads, (float*)out);
+    }
 }
 
 }
