@@ -1,17 +1,37 @@
 """The engine's side of the boundary: take commands, step the engine, send reports.
 
-Knows nothing about HTTP, text or asyncio.
+Knows nothing about HTTP, text, asyncio or whether it has a process of its own.
 """
 
 import logging
-import queue
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from ernie45.config.errors import Ernie45Error
-from ernie45.server.messages import Abort, Accepted, Capacity, Command, Dead, Generate, Ready, Refused, Report, Stop, Tokens
+from ernie45.server.messages import (
+    Abort,
+    Accepted,
+    Capacity,
+    Command,
+    Dead,
+    Generate,
+    Ping,
+    Pong,
+    Ready,
+    Refused,
+    Report,
+    Stats,
+    Step,
+    Stop,
+    Tokens,
+)
+from ernie45.server.wire import MessageDecoder, WireError, encode
+from ernie45.server.wire_socket import Connection, EngineSocket
 
 _log = logging.getLogger("ernie45.engine")
+_STATS_EVERY_S = 0.25
 
 
 class Engine(Protocol):
@@ -37,40 +57,111 @@ class Engine(Protocol):
         """Advance every running request; the new tokens of each."""
         ...
 
+    def stats(self) -> Stats:
+        """How it is doing; what the loop counts (steps, tokens, seconds) may be left at 0."""
+        ...
 
-def run_engine(load: Callable[[], Engine], inbox: "queue.SimpleQueue[Command]", send: Callable[[Report], None]) -> None:
-    """Load an engine and serve it until Stop. The last report is always Dead."""
+
+def run_engine(load: Callable[[], Engine], connection: Connection) -> Dead:
+    """Load an engine and serve it until Stop. The last report is always Dead; it is returned too."""
+    socket = EngineSocket(connection)
     death = Dead(message="stopped", cause="stopped")
     try:
-        engine = load()
-        send(Ready(capacity=engine.capacity))
-        while _take_commands(engine, inbox, send):
-            if engine.has_work:
-                for tokens in engine.step():
-                    send(tokens)
+        _Loop(load(), socket).run()
     except Ernie45Error as error:
         death = Dead(message=str(error), cause="user")
     except Exception as error:  # noqa: BLE001  whatever ends the engine, the other side has to learn of it
         _log.exception("the engine failed")
         death = Dead(message=f"the engine failed: {type(error).__name__}: {error}", cause="defect")
-    send(death)
+    socket.send(encode(death))
+    socket.close()
+    return death
 
 
-def _take_commands(engine: Engine, inbox: "queue.SimpleQueue[Command]", send: Callable[[Report], None]) -> bool:
-    """Run all commands that wait; without work, wait for one. False after Stop."""
-    while True:
-        try:
-            command = inbox.get(block=not engine.has_work)
-        except queue.Empty:
-            return True
+class _Loop:
+    """One engine, one socket, and the counts of what passed."""
+
+    def __init__(self, engine: Engine, socket: EngineSocket) -> None:
+        self._engine = engine
+        self._socket = socket
+        self._decoder = MessageDecoder(Generate, Abort, Stop, Ping)
+        self._counts = Stats()
+        self._next_stats = 0.0
+        self._worked = True  # so that the first idle moment is told too
+
+    def run(self) -> None:
+        """Until Stop."""
+        self._send(Ready(capacity=self._engine.capacity))
+        while self._take_commands():
+            if self._engine.has_work:
+                self._step()
+
+    def _step(self) -> None:
+        began = time.perf_counter()
+        tokens = tuple(self._engine.step())
+        ended = time.perf_counter()
+        if tokens:
+            self._send(Step(tokens=tokens))
+        counts = self._counts
+        self._counts = replace(
+            counts,
+            num_steps=counts.num_steps + 1,
+            num_generated_tokens=counts.num_generated_tokens + sum(report.num_tokens for report in tokens),
+            step_s=counts.step_s + ended - began,
+        )
+        self._worked = True
+        if ended >= self._next_stats:
+            self._send_stats()
+            self._next_stats = ended + _STATS_EVERY_S
+
+    def _take_commands(self) -> bool:
+        """Run all commands that wait; without work, wait for one. False after Stop."""
+        while True:
+            idle = not self._engine.has_work
+            if idle and self._worked:
+                self._worked = False
+                self._send_stats()
+            frames = self._socket.receive(wait=idle)
+            if frames is None:
+                return True
+            try:
+                command: Command = self._decoder.decode(frames)
+            except WireError as error:
+                _log.error("a command was refused: %s", error)
+                if error.request_id is not None:
+                    self._send(Refused(request_id=error.request_id, message=str(error)))
+                continue
+            if isinstance(command, Stop):
+                return False
+            self._execute(command)
+
+    def _execute(self, command: Generate | Abort | Ping) -> None:
         match command:
             case Generate(request_id=request_id):
                 try:
-                    engine.submit(command)
-                    send(Accepted(request_id=request_id))
+                    self._engine.submit(command)
                 except Ernie45Error as error:
-                    send(Refused(request_id=request_id, message=str(error)))
+                    self._send(Refused(request_id=request_id, message=str(error)))
+                    return
+                self._counts = replace(self._counts, num_prompt_tokens=self._counts.num_prompt_tokens + len(command.prompt))
+                self._send(Accepted(request_id=request_id))
             case Abort(request_id=request_id):
-                engine.abort(request_id)
-            case Stop():
-                return False
+                self._worked = True  # its pages are free now: tell it when idle
+                self._engine.abort(request_id)
+            case Ping():
+                self._send(Pong())
+
+    def _send_stats(self) -> None:
+        counts = self._counts
+        self._send(
+            replace(
+                self._engine.stats(),
+                num_steps=counts.num_steps,
+                num_prompt_tokens=counts.num_prompt_tokens,
+                num_generated_tokens=counts.num_generated_tokens,
+                step_s=counts.step_s,
+            )
+        )
+
+    def _send(self, report: Report) -> None:
+        self._socket.send(encode(report))

@@ -3,12 +3,13 @@
 Knows nothing about text, threads or HTTP.
 """
 
+from dataclasses import fields
 from pathlib import Path
 
 from ernie45.config.engine import EngineConfig
 from ernie45.engine.llm import LLM
 from ernie45.engine.request import Request
-from ernie45.server.messages import Capacity, Generate, Tokens
+from ernie45.server.messages import Capacity, Generate, Stats, Tokens
 
 
 class LlmEngine:
@@ -44,6 +45,10 @@ class LlmEngine:
 
     def abort(self, request_id: str) -> None:
         self._llm.abort(request_id)
+
+    def stats(self) -> Stats:
+        known = self._llm.stats()
+        return Stats(**{field.name: getattr(known, field.name) for field in fields(Stats) if hasattr(known, field.name)})
 
     def step(self) -> list[Tokens]:
         return [

@@ -19,17 +19,17 @@ import uvicorn
 
 from ernie45 import __version__
 from ernie45.checkpoint import resolve_model
-from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import ConfigError, Ernie45Error
 from ernie45.config.server import ServerConfig
 from ernie45.processor import Processor
-from ernie45.processor.media import MediaLimits
 from ernie45.server.app import create_app
 from ernie45.server.engine_client import EngineClient
-from ernie45.server.engine_loop import Engine
+from ernie45.server.media import media_limits
 from ernie45.server.messages import Capacity
+from ernie45.server.sampling import SamplingDefaults
 from ernie45.server.service import Service
-from ernie45.server.translate import SamplingDefaults
+from ernie45.server.supervisor import EngineOrder, EngineProcess
+from ernie45.server.wire_socket import Connection
 
 # What uvicorn waits for tasks beyond our own draining, before it cancels them.
 _MARGIN_S = 3
@@ -45,17 +45,25 @@ def serve(config: ServerConfig) -> int:
     try:
         folder = resolve_model(config.model)
         processor = Processor.from_dir(folder, limits=media_limits(config))
-        engine = EngineClient(lambda: _load(folder, config.engine))
+        engine = EngineClient(
+            lambda connection: EngineProcess(_order(config, folder, connection)),
+            port=config.engine_port,
+            timeout_s=config.engine_timeout_s,
+        )
         service = Service(config, processor, engine, SamplingDefaults.from_dir(folder))
         return ServerRun(config, service, listener).run()
     finally:
         listener.close()
 
 
-def _load(folder: Path, config: EngineConfig) -> Engine:
-    from ernie45.server.llm_engine import load_engine  # brings torch: only the engine's side of the boundary needs it
-
-    return load_engine(folder, config)
+def _order(config: ServerConfig, folder: Path, connection: Connection) -> EngineOrder:
+    return EngineOrder(
+        address=connection.address,
+        identity=connection.identity,
+        folder=str(folder),
+        config=config.engine,
+        verbose=not config.quiet,
+    )
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -76,12 +84,6 @@ def bind(host: str, port: int) -> socket.socket:
             raise ConfigError(f"port ({port}) is in use on {host}; stop what uses it, or choose another with --port") from error
         raise ConfigError(f"host ({host!r}) and port ({port}) cannot be bound: {error.strerror}; choose others") from error
     return listener
-
-
-def media_limits(config: ServerConfig) -> MediaLimits:
-    """What the processor may fetch and open for requests from the network."""
-    folder = config.allowed_media_folder
-    return MediaLimits(allow_private_addresses=config.allow_private_media, file_folders=(folder,) if folder else ())
 
 
 class ServerRun(uvicorn.Server):

@@ -9,8 +9,8 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any
 
 import httpx
@@ -27,10 +27,13 @@ from ernie45.config.server import ServerConfig
 from ernie45.processor import Processor
 from ernie45.processor.tokenizer import Tokenizer
 from ernie45.server.engine_client import EngineClient
-from ernie45.server.messages import Capacity, Generate, Tokens
+from ernie45.server.engine_loop import Engine, run_engine
+from ernie45.server.messages import Capacity, Generate, Stats, Tokens
 from ernie45.server.run import ServerRun, bind, media_limits
+from ernie45.server.sampling import SamplingDefaults
 from ernie45.server.service import Service
-from ernie45.server.translate import SamplingDefaults
+from ernie45.server.supervisor import RestartPolicy
+from ernie45.server.wire_socket import Connection
 
 CONTROL_TOKENS = (
     "<unk> <s> </s> <|begin_of_sentence|> <|end_of_sentence|> <|IMAGE_PLACEHOLDER|> <|IMAGE_START|> <|IMAGE_END|> "
@@ -89,6 +92,9 @@ class FakeEngine:
         if self._running.pop(request_id, None):
             self.aborted.append(request_id)
 
+    def stats(self) -> Stats:
+        return Stats(num_running=len(self._running), num_pages=self.capacity.num_pages)
+
     def step(self) -> list[Tokens]:
         time.sleep(self.step_s)
         reports = []
@@ -110,17 +116,37 @@ class FakeEngine:
         return reports
 
 
-class Served:
-    """A server that runs in a thread. `client` talks to it. engine: a FakeEngine, or whatever has `load`."""
+class EngineThread:
+    """A `Worker` that is a thread of the test's own process: the same loop over the same sockets as in a process."""
 
-    def __init__(self, processor: Processor, engine: Any, defaults: SamplingDefaults | None = None, **options: Any) -> None:
+    def __init__(self, load: Callable[[], Engine], connection: Connection) -> None:
+        self._thread = threading.Thread(target=run_engine, args=(load, connection), daemon=True)
+        self._thread.start()
+
+    def exit_reason(self) -> str | None:
+        return None if self._thread.is_alive() else "the engine's thread has ended"
+
+    def kill(self) -> None:
+        """Nothing can end a thread from outside."""
+
+
+class Served:
+    """A server that runs in a thread. `client` talks to it. engine: a FakeEngine, or whatever has `load`.
+
+    restarts: how often an engine that ended is started again; by default it is not.
+    """
+
+    def __init__(
+        self, processor: Processor, engine: Any, defaults: SamplingDefaults | None = None, restarts: int = 0, **options: Any
+    ) -> None:
         self.config = ServerConfig(model="models/fake", port=0, quiet=True, drain_seconds=1.0, **options)
         self.engine = engine
         listener = bind(self.config.host, 0)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         processor = copy.copy(processor)
         processor.limits = media_limits(self.config)
-        self.service = Service(self.config, processor, EngineClient(engine.load), defaults)
+        client = EngineClient(partial(EngineThread, engine.load), restarts=RestartPolicy(most=restarts, first_delay_s=0.05))
+        self.service = Service(self.config, processor, client, defaults)
         self.run = ServerRun(self.config, self.service, listener)
         self.exit_code: int | str | None = None
         self._thread = threading.Thread(target=self._serve)

@@ -8,7 +8,7 @@ from ernie45.checkpoint import resolve_model
 from ernie45.config.engine import EngineConfig
 from ernie45.processor import Processor
 from ernie45.server.llm_engine import load_engine
-from ernie45.server.translate import SamplingDefaults
+from ernie45.server.sampling import SamplingDefaults
 
 
 def test_samples_are_answered_as_listed(start: Any) -> None:
