@@ -12,15 +12,19 @@ from ernie45.server.chat_reply import ChatReply
 from ernie45.server.completion_reply import CompletionReply
 from ernie45.server.completions import translate_completion
 from ernie45.server.job import ServedModel, Task
+from ernie45.server.media import MediaRequest
 from ernie45.server.protocol import ApiRequest, ChatRequest, CompletionRequest
 from ernie45.server.reply import Reply
-from ernie45.server.translate import has_media, translate
+from ernie45.server.translate import media_request, translate
 
 R = TypeVar("R", bound=ApiRequest)
 
 
-def _no_media(_: object) -> bool:
-    return False
+MediaOf = Callable[[R, ServedModel], MediaRequest | None]
+
+
+def no_media(_: object, __: ServedModel) -> None:
+    """Of bodies that have no pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +34,14 @@ class Endpoint(Generic[R]):
     request    the model of the body.
     translate  a checked body to a task; runs in a thread.
     reply      begins the answer to a task.
-    has_media  whether translating a body fetches or decodes pictures.
+    media      what is to be loaded before a body is translated, if it has pictures.
     """
 
     request: type[R]
     translate: Callable[[R, ServedModel], Task]
     reply: Callable[[Task, Tokenizer], Reply]
-    has_media: Callable[[R], bool] = _no_media
+    media: MediaOf[R] = no_media
 
 
-CHAT = Endpoint(request=ChatRequest, translate=translate, reply=ChatReply, has_media=has_media)
+CHAT = Endpoint(request=ChatRequest, translate=translate, reply=ChatReply, media=media_request)
 COMPLETIONS = Endpoint(request=CompletionRequest, translate=translate_completion, reply=CompletionReply)

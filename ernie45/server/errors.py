@@ -6,8 +6,25 @@ Knows nothing about which route raises them.
 import re
 from typing import Any
 
-from ernie45.config.errors import Ernie45Error, MediaError
+from ernie45.config.errors import (
+    Ernie45Error,
+    MediaAccessError,
+    MediaError,
+    MediaFormatError,
+    MediaSizeError,
+    MediaTimeoutError,
+    MediaUnknownError,
+)
 
+# A host that is too slow is a 400 as well: clients repeat a 5xx by themselves, and it would only be waited for again.
+_MEDIA_CODES: dict[type[Ernie45Error], str] = {
+    MediaFormatError: "unsupported_media_type",
+    MediaSizeError: "media_too_large",
+    MediaAccessError: "media_not_allowed",
+    MediaTimeoutError: "media_timeout",
+    MediaUnknownError: "media_not_remembered",
+    MediaError: "invalid_media",
+}
 INVALID_REQUEST = "invalid_request_error"
 
 
@@ -40,8 +57,9 @@ class ApiError(Exception):
 
 
 def from_user_error(error: Ernie45Error) -> ApiError:
-    """A 400 with the error's own line; its param is the field that the line begins with."""
+    """A 400, or 415 for a file of a kind that is not read, with the error's own line and the field that it begins with."""
     message = str(error)
     field = re.match(r"messages[\w.\[\]]*|[a-z]\w*(?:\[\d+\]|\.\w+)*(?= \(| is )", message)
-    code = "invalid_media" if isinstance(error, MediaError) else "invalid_value"
-    return ApiError(400, message, param=field[0] if field else None, code=code)
+    code = next((code for kind, code in _MEDIA_CODES.items() if isinstance(error, kind)), "invalid_value")
+    status = 415 if isinstance(error, MediaFormatError) else 400
+    return ApiError(status, message, param=field[0] if field else None, code=code)

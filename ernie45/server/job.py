@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ernie45.config.inputs import ModelInput
 from ernie45.config.sampling import SamplingParams
 from ernie45.processor import Processor
+from ernie45.processor.media_cache import LoadedMedia
 from ernie45.server.sampling import SamplingDefaults
 
 
@@ -19,6 +20,7 @@ class ServedModel:
     adapters       names of LoRA adapters; asking for one selects it.
     max_model_len  tokens of the context.
     allow_chat_template  whether a request may bring a template, a program of a stranger, of its own.
+    media          the pictures of the request, where they are loaded already (`media.RequestMedia`).
     """
 
     processor: Processor
@@ -27,6 +29,7 @@ class ServedModel:
     adapters: tuple[str, ...] = ()
     max_model_len: int
     allow_chat_template: bool = False
+    media: tuple[LoadedMedia, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,14 +146,14 @@ def as_data_url(data: bytes) -> str:
     ],
 )
 def test_pictures_that_cannot_be_used(server: Any, url: str, word: str) -> None:
-    error = check_error(server.chat(url_part(url)), 400, word)
+    error = check_error(server.chat(url_part(url)), 415 if word == "not an image" else 400, word)
     assert error["param"].startswith("messages[0].content[0]")
 
 
 def test_half_a_picture(server: Any, png: bytes) -> None:
     error = check_error(server.chat(url_part(as_data_url(png[:-30]))), 400, "cut-off")
     assert error["code"] == "invalid_media"
-    check_error(server.chat(url_part(as_data_url(png), "video_url")), 400)
+    check_error(server.chat(url_part(as_data_url(png), "video_url")), 415)
 
 
 def test_files_only_from_the_allowed_folder(start: Any, tmp_path: Path, png: bytes) -> None:
@@ -172,7 +172,7 @@ def test_files_only_from_the_allowed_folder(start: Any, tmp_path: Path, png: byt
 def test_private_addresses_when_allowed(start: Any, engine: Any, png: bytes) -> None:
     server = start(allow_private_media=True).wait()
     # The server's own page is no picture, so it was fetched.
-    check_error(server.chat(url_part(server.url + "/")), 400, "not an image")
+    check_error(server.chat(url_part(server.url + "/")), 415, "not an image", "HTML page")
 
 
 def test_prompt_longer_than_the_context(server: Any) -> None:

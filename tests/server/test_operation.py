@@ -13,6 +13,7 @@ import pytest
 
 from ernie45.config.errors import CheckpointError, ConfigError
 from ernie45.config.server import ServerConfig
+from ernie45.processor.fetch import FetchLimits
 from ernie45.server.protocol import ChatRequest
 from ernie45.server.run import bind, serve
 
@@ -201,18 +202,23 @@ def test_picture_by_http(start: Any, png: bytes) -> None:
     assert usage["prompt_tokens_details"]["image_tokens"] == 6
 
 
-def test_a_picture_host_that_never_answers_holds_up_no_text(start: Any, until: Any) -> None:
-    host = PictureHost(None)
+def test_a_picture_host_that_never_answers_holds_up_no_one_else(start: Any, until: Any, data_url: str, png: bytes) -> None:
+    host, other = PictureHost(None), PictureHost(png)
     server = start(allow_private_media=True).wait()
-    num_pictures = 2 * server.config.num_media_workers
+    bound = FetchLimits().max_connections_per_host
+    num_pictures = bound + 4
     with ThreadPoolExecutor(num_pictures) as pool:
         try:
             waiting = [pool.submit(server.chat, picture_at(host.url)) for _ in range(num_pictures)]
-            until(lambda: host.num_connections == server.config.num_media_workers)
+            until(lambda: host.num_connections == bound)
             server.answer("text alone")
+            server.answer(picture_at(data_url))
+            server.answer(picture_at(other.url.replace("127.0.0.1", "localhost")))
             assert not any(future.done() for future in waiting)
+            assert host.num_connections == bound
         finally:
             host.close()
+            other.close()
         assert {future.result().status_code for future in waiting} == {400}
 
 
