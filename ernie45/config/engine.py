@@ -23,6 +23,7 @@ class EngineConfig:
                             at most a share of what is free.
     prefix_cache            keep pages of finished requests, and reuse them for prompts that begin alike.
     vision_cache_tokens     image and video features kept for reuse, in tokens; 0 keeps none between steps.
+    max_logprobs            of the likeliest tokens, as many a request may ask for beside each token.
     dtype                   of weights and KV cache; None: that of the checkpoint.
     device                  a torch device.
     """
@@ -35,6 +36,7 @@ class EngineConfig:
     kv_memory_bytes: int | None = None
     prefix_cache: bool = True
     vision_cache_tokens: int = 16384
+    max_logprobs: int = 20
     dtype: Literal["float32", "bfloat16"] | None = None
     device: str = "cpu"
 
@@ -66,5 +68,6 @@ _LEAST = {
     "num_pages": 1,
     "kv_memory_bytes": 1,
     "vision_cache_tokens": 0,
+    "max_logprobs": 0,
 }
 _OPTIONAL = frozenset({"max_model_len", "num_pages", "kv_memory_bytes"})

@@ -4,25 +4,30 @@ Knows nothing about text, HTTP or threads; whoever owns an LLM calls it from one
 """
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import count
 from pathlib import Path
 
 import torch
+from llguidance import LLMatcher
 
-from ernie45.checkpoint import load_model
+from ernie45.checkpoint import load_model, resolve_model
 from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import RequestError
 from ernie45.config.inputs import ModelInput
-from ernie45.config.sampling import SamplingParams
+from ernie45.config.sampling import Grammar, SamplingParams
 from ernie45.engine.capacity import context_length, num_pages
+from ernie45.engine.history import History
 from ernie45.engine.request import Completion, Event, Request
 from ernie45.engine.runner import Runner
 from ernie45.engine.scheduler import Scheduler, SchedulerStats
 from ernie45.model.cache import PagedKVCache
 from ernie45.model.multimodal import ErnieModel
 from ernie45.ops.decode import WIDE
+from ernie45.processor.grammar import GrammarCompiler
+from ernie45.processor.tokenizer import Tokenizer
 
 
 class LLM:
@@ -32,8 +37,17 @@ class LLM:
     `step` for an owner with a loop of its own. Streams and `generate` may interleave.
     """
 
-    def __init__(self, model: ErnieModel, config: EngineConfig | None = None) -> None:
-        """`model` is used as it is, on its device and in its dtype; those of `config` are for `load`."""
+    def __init__(
+        self,
+        model: ErnieModel,
+        config: EngineConfig | None = None,
+        compile_grammar: Callable[[Grammar], LLMatcher] | None = None,
+    ) -> None:
+        """`model` is used as it is, on its device and in its dtype; those of `config` are for `load`.
+
+        compile_grammar: a matcher for a grammar over the model's vocabulary (`processor.grammar.GrammarCompiler.matcher`).
+        RequestError for grammars without it.
+        """
         self.model = model
         self.config = replace(config or EngineConfig(), device=str(model.device))
         pages = num_pages(self.config, model.config, model.dtype)
@@ -42,6 +56,7 @@ class LLM:
         )
         self._scheduler = Scheduler(self.config, pages, context_length(self.config, model.config))
         self._runner = Runner(model, cache, self.config.vision_cache_tokens)
+        self._compile_grammar = compile_grammar
         self._inboxes: dict[str, deque[Event]] = {}
         self._ids = count()
 
@@ -56,7 +71,7 @@ class LLM:
         model = load_model(name_or_path, dtype=config.dtype, device=config.device)
         if model.device.type == "cpu" and model.config.hidden_size < WIDE:
             torch.set_num_threads(1)
-        return cls(model, config)
+        return cls(model, config, _lazy_grammars(resolve_model(name_or_path), model.config.vocab_size))
 
     @property
     def max_model_len(self) -> int:
@@ -83,7 +98,20 @@ class LLM:
                 f"token ids ({inputs.token_ids.min()} to {inputs.token_ids.max()}) must be from 0 to {model.vocab_size - 1}; "
                 "use the model's own tokenizer"
             )
+        request.params.check_model(model.vocab_size, self.config.max_logprobs)
+        request.history = self._history(request)
         self._scheduler.add(request)
+
+    def _history(self, request: Request) -> History | None:
+        params = request.params
+        if not params.needs_tokens and not params.logit_bias:
+            return None
+        history = History(params, request.tokens, request.num_prompt_tokens, self.model.config.vocab_size)
+        if params.grammar is not None:
+            if self._compile_grammar is None:
+                raise RequestError("grammar must not be given to a model without a tokenizer; load a whole model folder")
+            history.follow_grammar(self._compile_grammar(params.grammar))
+        return history
 
     def abort(self, request_id: str) -> bool:
         """Drop a request, waiting or running, and free its pages at once. No event follows. False if it is not known."""
@@ -147,3 +175,13 @@ class LLM:
         for event in self.step():
             assert event.request_id in self._inboxes, f"{event.request_id} was submitted by hand while a stream ran"
             self._inboxes[event.request_id].append(event)
+
+
+def _lazy_grammars(folder: Path, vocab_size: int) -> Callable[[Grammar], LLMatcher]:
+    """Compiles grammars over a model folder's tokenizer, which is read when the first grammar comes."""
+
+    @cache
+    def compiler() -> GrammarCompiler:
+        return GrammarCompiler(Tokenizer.from_dir(folder), vocab_size)
+
+    return lambda grammar: compiler().matcher(grammar)

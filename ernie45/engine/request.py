@@ -13,6 +13,7 @@ import numpy as np
 
 from ernie45.config.inputs import MediaItem, ModelInput
 from ernie45.config.sampling import SamplingParams, TokenLogprob
+from ernie45.engine.history import History
 
 FinishReason = Literal["stop", "length"]
 State = Literal["waiting", "running", "finished"]
@@ -104,6 +105,7 @@ class Request:
     pages                pages of the KV cache, in order; empty unless running. An array, as a step copies it into its table.
     page_keys            content keys of the leading full pages, as far as they have been asked for.
     limit                tokens at which it ends with "length".
+    history              what penalties, grammars and the like need to know of the tokens; None if nobody asks.
     logprobs             of the generated tokens in `output_token_ids`; None unless asked for.
     prompt_logprobs      of the prompt's tokens as far as they have been computed; None unless asked for.
     priority, adapter, cache_salt  as in `server.messages.Generate`.
@@ -113,6 +115,7 @@ class Request:
         "adapter",
         "cache_salt",
         "finish_reason",
+        "history",
         "inputs",
         "limit",
         "logprobs",
@@ -162,6 +165,7 @@ class Request:
         self.state: State = "waiting"
         self.finish_reason: FinishReason | None = None
         self.stop_token_id: int | None = None
+        self.history: History | None = None
         self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self.prompt_logprobs: list[TokenLogprob | None] | None = None if params.prompt_logprobs is None else [None]
 

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ernie45.config.sampling import TokenLogprob
+from ernie45.engine.logprobs import prompt_logprobs
 from ernie45.engine.request import MediaUnit, StepOutput
-from ernie45.engine.sampler import Draw, sample
+from ernie45.engine.sampler import draw_for, sample_with_logprobs
 from ernie45.engine.scheduler import Chunk
 from ernie45.engine.vision_features import VisionFeatures
 from ernie45.model.batch import PackedBatch, pool_rows
@@ -36,21 +38,47 @@ class Runner:
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> StepOutput:
         """Compute the chunks' tokens into the cache; one drawn token for each chunk that samples, in order."""
-        draws = [Draw(chunk.request.params, chunk.request.seed, chunk.end) for chunk in chunks if chunk.samples]
-        logits_RV = self.logits(chunks)
-        return StepOutput(sample(logits_RV, draws).tolist() if draws else [])
+        hidden_TD, cu_seqlens = self._hidden(chunks)
+        told = self._prompt_logprobs(chunks, hidden_TD, cu_seqlens)
+        draws = [draw_for(chunk.request, chunk.end) for chunk in chunks if chunk.samples]
+        if not draws:
+            return StepOutput([], prompt_logprobs=told)
+        token_ids, logprobs = sample_with_logprobs(self._sampled_logits(chunks, hidden_TD, cu_seqlens), draws)
+        return StepOutput(token_ids, logprobs, told)
 
     @torch.inference_mode()
     def logits(self, chunks: Sequence[Chunk]) -> Tensor:
         """Compute the chunks' tokens into the cache; logits [R, V] after the last token of each chunk that samples."""
+        return self._sampled_logits(chunks, *self._hidden(chunks))
+
+    def _hidden(self, chunks: Sequence[Chunk]) -> tuple[Tensor, tuple[int, ...]]:
+        """Run the model; hidden states of all tokens, and where each chunk begins among them."""
         cu_seqlens = (0, *accumulate(chunk.end - chunk.start for chunk in chunks))
         batch, features_RD = self._batch(chunks, cu_seqlens)
         out = self._model(batch, cache=self._cache_step(chunks), features_RD=features_RD)
-        hidden_TD = out.hidden_TD
+        return out.hidden_TD, cu_seqlens
+
+    def _sampled_logits(self, chunks: Sequence[Chunk], hidden_TD: Tensor, cu_seqlens: tuple[int, ...]) -> Tensor:
         rows = [cu_seqlens[index + 1] - 1 for index, chunk in enumerate(chunks) if chunk.samples]
         if len(rows) < len(hidden_TD):
             hidden_TD = hidden_TD.index_select(0, torch.tensor(rows, dtype=torch.int64, device=self._device))
         return self._model.logits(hidden_TD)
+
+    def _prompt_logprobs(
+        self, chunks: Sequence[Chunk], hidden_TD: Tensor, cu_seqlens: tuple[int, ...]
+    ) -> dict[str, tuple[int, list[TokenLogprob]]]:
+        """What this step's hidden states say about prompt tokens that nobody has told about yet, for requests that ask."""
+        told: dict[str, tuple[int, list[TokenLogprob]]] = {}
+        for chunk, row in zip(chunks, cu_seqlens, strict=False):
+            request, num_top = chunk.request, chunk.request.params.prompt_logprobs
+            if num_top is None or request.prompt_logprobs is None or not request.owes_prompt_logprobs:
+                continue
+            first = max(chunk.start + 1, len(request.prompt_logprobs))
+            end = min(chunk.end + 1, request.num_prompt_tokens)
+            if first < end:  # the hidden state at one place tells about the token at the next
+                rows = hidden_TD[row + first - 1 - chunk.start : row + end - 1 - chunk.start]
+                told[request.request_id] = first, prompt_logprobs(rows, self._model.logits, request.tokens[first:end], num_top)
+        return told
 
     def _batch(self, chunks: Sequence[Chunk], cu_seqlens: tuple[int, ...]) -> tuple[PackedBatch, Tensor | None]:
         token_ids = array("q")
