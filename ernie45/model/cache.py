@@ -12,7 +12,10 @@ from ernie45.config.model import ModelConfig
 
 
 class PagedKVCache:
-    """Key and value pages of all layers: two tensors [L, N, S, J, K] in the given dtype."""
+    """Key and value pages of all layers: two tensors [L, N, S, J, K] in the given dtype.
+
+    with_mtp: of the multi-token-prediction modules too, behind the layers; needed only by an engine that guesses with them.
+    """
 
     def __init__(
         self,
@@ -22,17 +25,22 @@ class PagedKVCache:
         page_size: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        with_mtp: bool = False,
     ) -> None:
-        shape = (config.num_layers, num_pages, page_size, config.num_kv_heads, config.head_dim)
+        shape = (_num_layers(config, with_mtp), num_pages, page_size, config.num_kv_heads, config.head_dim)
         self.num_pages = num_pages
         self.page_size = page_size
         self.keys_LNSJK = torch.zeros(shape, dtype=dtype, device=device)
         self.values_LNSJK = torch.zeros(shape, dtype=dtype, device=device)
 
     @staticmethod
-    def bytes_per_page(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
+    def bytes_per_page(config: ModelConfig, page_size: int, dtype: torch.dtype, with_mtp: bool = False) -> int:
         """Bytes one page takes over all layers, keys and values together."""
-        return 2 * config.num_layers * page_size * config.num_kv_heads * config.head_dim * dtype.itemsize
+        return 2 * _num_layers(config, with_mtp) * page_size * config.num_kv_heads * config.head_dim * dtype.itemsize
+
+
+def _num_layers(config: ModelConfig, with_mtp: bool) -> int:
+    return config.num_layers + (config.num_mtp_layers if with_mtp else 0)
 
 
 @dataclass(frozen=True, kw_only=True)

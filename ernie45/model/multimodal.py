@@ -154,15 +154,18 @@ class ErnieModel(nn.Module):
         linear = decode.linear if decode.serves(hidden_RD) else F.linear
         return add_low_rank(linear(hidden_RD, self.head_weight), hidden_RD, self.head, adapters)
 
-    def predict_ahead(self, depth: int, next_ids_T: Tensor, previous_TD: Tensor, batch: PackedBatch) -> ModelOutput:
+    def predict_ahead(
+        self, depth: int, next_ids_T: Tensor, previous_TD: Tensor, batch: PackedBatch, cache: CacheStep | None = None
+    ) -> ModelOutput:
         """Multi-token prediction module `depth`: hidden states for the token after next.
 
         next_ids_T: token t + 1 for each row t (any id on a sequence's last row; its output has no label).
-        previous_TD: pre_norm_TD of the model (depth 0) or of the module before. Text models only.
+        previous_TD: pre_norm_TD of the model (depth 0) or of the module before. Text models only. cache: as in `forward`; it
+        must have been made `with_mtp`.
         """
         module = self.mtp[depth]
         assert isinstance(module, MTPModule)
-        x_TD = module(self.embed_tokens(next_ids_T), previous_TD, self.rope(batch), batch)
+        x_TD = module(self.embed_tokens(next_ids_T), previous_TD, self.rope(batch), batch, cache)
         return ModelOutput(self.norm(x_TD), [], x_TD)
 
 
