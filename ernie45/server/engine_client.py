@@ -183,7 +183,8 @@ class EngineClient:
     async def _supervise(self) -> None:
         """Start engines until one ends as it was asked to, or too many have failed in a row."""
         failures = 0
-        while True:
+        death = Dead(message="stopped", cause="stopped")
+        while not self._stopping.is_set():
             self._identity = secrets.token_hex(16)
             self._last_report = None
             self._worker = self._launch(Connection(self._socket.address, self._identity))
@@ -192,13 +193,14 @@ class EngineClient:
             failures = 1 if ready_s >= self._restarts.stable_s else failures + 1
             if self._stopping.is_set() or not self._loaded.is_set() or failures > self._restarts.most:
                 break
-            self.state, self.stats = "restarting", None
+            self.state = "restarting"
             self.end_streams(death.message)
             delay_s = self._restarts.delay_s(failures)
             _log.error("%s; it is started again in %g s (%d of %d)", death.message, delay_s, failures, self._restarts.most)
-            if await _is_set_within(self._stopping, delay_s):
-                break
-            self.num_restarts += 1
+            if not await _is_set_within(self._stopping, delay_s):
+                self.num_restarts += 1
+        if self._stopping.is_set():  # also if it had to be killed: that is what was asked for
+            death = Dead(message="stopped", cause="stopped")
         self.state, self.death = "dead", death
         self.end_streams(death.message)
         self._loaded.set()

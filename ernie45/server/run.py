@@ -34,12 +34,14 @@ from ernie45.server.wire_socket import Connection
 # What uvicorn waits for tasks beyond our own draining, before it cancels them.
 _MARGIN_S = 3
 _BACKLOG = 2048
+_EXIT_SECOND_SIGNAL = 130
 
 
 def serve(config: ServerConfig) -> int:
     """Serve until SIGINT or SIGTERM; then drain and return 0. 1 if the engine failed under way.
 
-    A second signal ends the process at once. Raises ConfigError if the port cannot be had, CheckpointError for a bad model.
+    A second signal ends everything at once, with 130. Raises ConfigError if a port cannot be had, CheckpointError for a bad
+    model.
     """
     listener = bind(config.host, config.port)
     try:
@@ -110,9 +112,6 @@ class ServerRun(uvicorn.Server):
         """Serve until told to stop; the exit code."""
         self._say(f"ernie45 {__version__}: loading {self.server_config.model}")
         super().run(sockets or [self.listener])
-        if self.force_exit:  # threads may be in the middle of something long: do not wait for them
-            sys.stderr.flush()
-            os._exit(130)
         death = self.service.engine.death
         if death is None or death.cause == "stopped":
             return 0
@@ -129,7 +128,10 @@ class ServerRun(uvicorn.Server):
         draining.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit
+        """The first signal drains; the second ends this process and the engine's at once, whatever they are doing."""
+        if self.should_exit:
+            self.service.engine.kill()
+            os._exit(_EXIT_SECOND_SIGNAL)
         self.should_exit = True
 
     @contextmanager

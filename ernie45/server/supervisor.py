@@ -87,13 +87,15 @@ class EngineProcess:
 
     def exit_reason(self) -> str | None:
         code = self._process.poll()
-        return None if code is None else describe_exit(code)
+        if code is None:
+            return None
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        return describe_exit(code)
 
     def kill(self) -> None:
         if self._process.poll() is None:
             self._process.kill()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
 
 
 def describe_exit(code: int) -> str:
