@@ -45,9 +45,9 @@ template <int M, int N, class T> void tile(const T* x, const T* w, int k, float*
 }
 
 template <int M, class T> void tiles(const T* x, const T* w, int k, int n, float* y, int64_t ldy) {
-    constexpr int N = M <= 2 ? 1 : 2;
     int j = 0;
-    for (; j + N <= n; j += N) tile<M, N>(x, w + int64_t(j) * k, k, y + j, ldy);
+    if (M > 2 && (k >= 1024 || sizeof(T) == 2))
+        for (; j + 2 <= n; j += 2) tile<M, 2>(x, w + int64_t(j) * k, k, y + j, ldy);
     for (; j < n; ++j) tile<M, 1>(x, w + int64_t(j) * k, k, y + j, ldy);
 }
 

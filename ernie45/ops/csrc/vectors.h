@@ -45,10 +45,20 @@ inline void store(bf16* p, vec v) {
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
     *reinterpret_cast<half_vec*>(p) = __builtin_convertvector(bits, half_vec);
 }
+// By halves, which compilers turn into a few shuffles; lane by lane they do not.
 inline float total(vec v) {
-    float sum = 0;
-    for (int lane = 0; lane < LANES; ++lane) sum += v[lane];
-    return sum;
+    typedef float half __attribute__((vector_size(32)));
+    typedef float quarter __attribute__((vector_size(16)));
+    union {
+        vec whole;
+        half halves[2];
+    } a = {v};
+    union {
+        half whole;
+        quarter quarters[2];
+    } b = {a.halves[0] + a.halves[1]};
+    quarter c = b.quarters[0] + b.quarters[1];
+    return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
 // A running sum of products of two rows, a vector at a time. In bf16 with AVX512_BF16 one instruction takes 32 pairs, exact
