@@ -50,9 +50,8 @@ def test_chunks_equal_the_whole(borders: Sequence[int]) -> None:
 
 
 def test_the_modules_pages_are_made_only_when_asked_for() -> None:
-    sizes = {"num_pages": 3, "page_size": 2}
-    assert len(PagedKVCache(CONFIG, **sizes).keys_LNSJK) == 2
-    cache = PagedKVCache(CONFIG, **sizes, with_mtp=True)
+    assert len(PagedKVCache(CONFIG, num_pages=3, page_size=2).keys_LNSJK) == 2
+    cache = PagedKVCache(CONFIG, num_pages=3, page_size=2, with_mtp=True)
     assert len(cache.keys_LNSJK) == 3
     page_bytes = PagedKVCache.bytes_per_page(CONFIG, 2, torch.float32, with_mtp=True)
     assert page_bytes * 3 == cache.keys_LNSJK.nbytes + cache.values_LNSJK.nbytes
