@@ -40,6 +40,11 @@ class ServerConfig:
     engine_port           port of 127.0.0.1 between server and engine; None: a private ipc file.
     engine_timeout_s      an engine that does not answer so long hangs, and is killed and started again. A step answers at its
                           end, so this must be longer than the longest step.
+    api_keys              keys of which every route but /health wants one; none: the server is open. In no repr.
+    metrics_port          a second port, for /metrics alone; None: only on `port`. 0 takes a free one.
+    log_json              log lines are JSON objects.
+    log_details           write what exceptions say, which may quote prompts, and not only where they came from.
+    trace_endpoint        address of an OpenTelemetry collector (OTLP by HTTP); None: no traces.
     drain_seconds         how long a stop waits for running answers.
     quiet                 print neither the start-up lines nor the access log.
     """
@@ -62,6 +67,11 @@ class ServerConfig:
     max_processor_cache: float = DEFAULT_PROCESSOR_CACHE_GIB
     engine_port: int | None = None
     engine_timeout_s: float = 300.0
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    metrics_port: int | None = None
+    log_json: bool = False
+    log_details: bool = False
+    trace_endpoint: str | None = None
     drain_seconds: float = 10.0
     quiet: bool = False
 
@@ -77,6 +87,8 @@ class ServerConfig:
             raise ConfigError(rule)
         if self.engine_port is not None and not 0 <= self.engine_port <= 65535:
             raise ConfigError(f"engine_port ({self.engine_port!r}) must be from 0 to 65535; leave it out for none")
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
+            raise ConfigError(f"metrics_port ({self.metrics_port!r}) must be from 0 to 65535; leave it out for none")
         if not self.engine_timeout_s > 0:
             raise ConfigError(f"engine_timeout_s ({self.engine_timeout_s!r}) must be above 0; leave it out for the default")
         if not self.drain_seconds >= 0:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from ernie45.server.errors import ApiError
 from ernie45.server.messages import Accepted, Tokens
 from ernie45.server.reply import Reply
+from ernie45.server.timeline import current_record
 
 Reports = AsyncGenerator[Accepted | Tokens, None]
 T = TypeVar("T")
@@ -32,6 +33,7 @@ class Deadline:
         def expire() -> None:
             nonlocal expired
             expired = True
+            current_record().timed_out = True
             task.cancel()
 
         timer = asyncio.get_running_loop().call_at(self._end, expire)

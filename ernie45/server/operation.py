@@ -1,0 +1,58 @@
+"""What whoever runs a server asks of it: /metrics, /load, /dashboard, and around every route keys, access log and traces.
+
+Knows nothing about requests that generate.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from ernie45.server.access_log import AccessLog
+from ernie45.server.auth import ApiKeys, RequireKey
+from ernie45.server.dashboard import add_dashboard
+from ernie45.server.metrics import metrics_response
+from ernie45.server.service import Service
+from ernie45.server.tracing import open_tracing
+
+
+def add_operation(app: FastAPI, service: Service) -> None:
+    """The routes, and the layers around all routes of the application; call it when all others are added."""
+    _add_metrics(app, service)
+    add_dashboard(app)
+    config = service.config
+    keys = ApiKeys(config.api_keys)
+    if len(keys):
+        app.add_middleware(RequireKey, keys=keys)
+    tracing = open_tracing(config.trace_endpoint, config.model_name) if config.trace_endpoint else None
+    if tracing is not None:
+        app.router.on_shutdown.append(tracing.close)
+    app.add_middleware(AccessLog, metrics=service.metrics, on_done=(tracing.request_done,) if tracing else ())
+
+
+def _add_metrics(app: FastAPI, service: Service) -> None:
+    @app.get("/metrics", summary="Prometheus metrics", responses={200: {"content": {"text/plain": {}}}})
+    async def metrics(request: Request) -> Response:
+        return metrics_response(service.metrics, request)
+
+    @app.get("/load", summary="How much the server has to do, and how much it can")
+    async def load() -> dict[str, Any]:
+        return load_of(service)
+
+
+def load_of(service: Service) -> dict[str, Any]:
+    """The body of GET /load. `server_load` is what vLLM's has: requests for an answer that are in the server."""
+    engine, stats, capacity = service.engine, service.engine.stats, service.engine.capacity
+    return {
+        "server_load": service.num_active,
+        "max_num_requests": service.config.max_num_requests,
+        "state": service.state,
+        "engine": {
+            "num_running": stats.num_running if stats else 0,
+            "num_waiting": stats.num_waiting if stats else 0,
+            "max_num_seqs": capacity.max_num_seqs if capacity else None,
+            "num_pages": capacity.num_pages if capacity else None,
+            "num_free_pages": stats.num_free_pages if stats else None,
+            "num_restarts": engine.num_restarts,
+        },
+    }
