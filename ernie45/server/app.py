@@ -16,10 +16,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ernie45 import __version__
 from ernie45.server.connection import DisconnectedError
 from ernie45.server.errors import ApiError
+from ernie45.server.operation import add_operation
 from ernie45.server.pages import add_pages
 from ernie45.server.routes.generate import add_chat, add_completions
 from ernie45.server.routes.openapi import complete_openapi
 from ernie45.server.routes.state import add_models, add_state
+from ernie45.server.routes.tokens import add_tokens
 from ernie45.server.service import Service
 
 _log = logging.getLogger("ernie45.server")
@@ -28,6 +30,7 @@ _CLIENT_CLOSED_REQUEST = 499
 ROUTE_GROUPS: tuple[Callable[[FastAPI, Service], None], ...] = (
     add_chat,
     add_completions,
+    add_tokens,
     add_models,
     add_state,
     add_pages,
@@ -50,6 +53,7 @@ def create_app(service: Service, on_start: Callable[[], Awaitable[None]] | None 
     for add_routes in ROUTE_GROUPS:
         add_routes(app, service)
     complete_openapi(app)
+    add_operation(app, service)
     return app
 
 

@@ -7,20 +7,23 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from ernie45.config.errors import Ernie45Error
 from ernie45.config.server import ServerConfig
 from ernie45.processor import Processor
-from ernie45.server.endpoint import Endpoint
+from ernie45.server.endpoint import Endpoint, MediaOf, no_media
 from ernie45.server.engine_client import EngineClient, EngineDeadError
 from ernie45.server.errors import ApiError, from_user_error
 from ernie45.server.job import Job, ServedModel, Task
+from ernie45.server.media import RequestMedia
+from ernie45.server.metrics import ServerMetrics
 from ernie45.server.parse import parse_request
 from ernie45.server.protocol import ApiRequest
 from ernie45.server.sampling import SamplingDefaults
 from ernie45.server.stream import Deadline, Reports, Runs, events, read_all
+from ernie45.server.timeline import current_record, observed
 
 _log = logging.getLogger("ernie45.server")
 _NUM_TEXT_WORKERS = 2
@@ -28,7 +31,7 @@ _RETRY_AFTER_S = 1
 
 T = TypeVar("T")
 R = TypeVar("R", bound=ApiRequest)
-State = Literal["loading", "ready", "draining", "dead"]
+State = Literal["loading", "ready", "restarting", "draining", "dead"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +55,21 @@ class Service:
         self.num_active = 0
         self.num_jobs = 0
         self.draining = False
-        # Texts have threads of their own, so that a picture host that answers slowly holds up pictures only.
+        self.metrics = ServerMetrics(engine)
+        self.metrics.set_gauge("max_num_requests", config.max_num_requests)
+        self.metrics.follow("num_requests_active", lambda: self.num_active)
+        # Pictures are loaded elsewhere before, so that a host that answers slowly holds up pictures only.
         self._text_pool = ThreadPoolExecutor(_NUM_TEXT_WORKERS, thread_name_prefix="ernie45-text")
-        self._media_pool = ThreadPoolExecutor(config.num_media_workers, thread_name_prefix="ernie45-media")
+        self.media = RequestMedia(config, processor)
 
     @property
     def state(self) -> State:
         return "draining" if self.draining else self.engine.state
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the LoRA adapters, each of which may be asked for as a model."""
+        return tuple(name for name, _ in self.config.engine.lora_modules)
 
     @property
     def served(self) -> ServedModel:
@@ -68,19 +79,23 @@ class Service:
             processor=self.processor,
             defaults=self.defaults,
             names=(self.config.model_name, self.config.model),
+            adapters=self.adapters,
             max_model_len=self.engine.capacity.max_model_len,
             allow_chat_template=self.config.trust_request_chat_template,
         )
 
-    async def answer(self, endpoint: Endpoint[R], body: bytes) -> dict[str, Any] | Streamed:
-        """One object, or a stream whose requests the engine has accepted. ApiError for everything that is wrong."""
+    async def answer(self, endpoint: Endpoint[R], body: bytes, authorization: str | None = None) -> dict[str, Any] | Streamed:
+        """One object, or a stream whose requests the engine has accepted. ApiError for everything that is wrong.
+
+        authorization: the header; pictures that a client names by uuid are found only with the same.
+        """
         self._admit()
         self.num_active += 1
         deadline = Deadline(self.config.request_timeout_s)
         run: _Run | None = None
         handed_over = False
         try:
-            task = await deadline.run(self._translate(endpoint, body))
+            task = await deadline.run(self._translate(endpoint, body, authorization))
             run = self._begin(task, deadline)
             await run.runs.accept()  # or an error while there still is a status to tell it
             reply = endpoint.reply(task, self.processor.tokenizer)
@@ -95,12 +110,18 @@ class Service:
             if not handed_over:
                 await self._close(run)
 
-    async def compute(self, request: type[R], body: bytes, function: Callable[[R, ServedModel], T]) -> T:
-        """What a function makes of a checked body, in a thread and without the engine. ApiError for everything wrong."""
+    async def compute(
+        self, request: type[R], body: bytes, function: Callable[[R, ServedModel], T], media: MediaOf[R] = no_media
+    ) -> T:
+        """What a function makes of a checked body, in a thread and without the engine. ApiError for everything wrong.
+
+        media: as of an endpoint.
+        """
         self._admit()
         try:
             parsed = await self._in(self._text_pool, parse_request, body, request)
-            return await self._in(self._text_pool, function, parsed, self.served)
+            served = await self._with_media(parsed, media)
+            return await self._in(self._text_pool, function, parsed, served)
         except Ernie45Error as error:
             raise self.to_api_error(error) from error
 
@@ -126,7 +147,7 @@ class Service:
     async def close(self) -> bool:
         """Stop engine and threads; whether the engine ended in time."""
         self._text_pool.shutdown(wait=False, cancel_futures=True)
-        self._media_pool.shutdown(wait=False, cancel_futures=True)
+        await self.media.close()
         return await self.engine.stop()
 
     def _admit(self) -> None:
@@ -134,18 +155,26 @@ class Service:
             raise ApiError(503, "the model is still being loaded; try again soon", code="loading", retry_after_s=_RETRY_AFTER_S)
         if self.state == "draining":
             raise ApiError(503, "the server is stopping; use another one", code="draining", retry_after_s=_RETRY_AFTER_S)
-        if self.state == "dead":
-            raise self.to_api_error(EngineDeadError(self.engine.death.message if self.engine.death else "stopped"))
+        if self.state in ("dead", "restarting"):
+            raise self.to_api_error(EngineDeadError(self.engine.death.message if self.engine.death else "it is started again"))
         if max(self.num_active, self.num_jobs) >= self.config.max_num_requests:
             raise self._too_many(f"the server already has {max(self.num_active, self.num_jobs)} requests, its limit")
 
     def _too_many(self, rule: str) -> ApiError:
         return ApiError(429, f"{rule}; try again later", code="too_many_requests", retry_after_s=_RETRY_AFTER_S)
 
-    async def _translate(self, endpoint: Endpoint[R], body: bytes) -> Task:
+    async def _translate(self, endpoint: Endpoint[R], body: bytes, authorization: str | None) -> Task:
         request = await self._in(self._text_pool, parse_request, body, endpoint.request)
-        pool = self._media_pool if endpoint.has_media(request) else self._text_pool
-        return await self._in(pool, endpoint.translate, request, self.served)
+        served = await self._with_media(request, endpoint.media, authorization)
+        return await self._in(self._text_pool, endpoint.translate, request, served)
+
+    async def _with_media(self, request: R, media: MediaOf[R], authorization: str | None = None) -> ServedModel:
+        served = self.served
+        wanted = await self._in(self._text_pool, media, request, served)
+        if wanted is None:
+            return served
+        with current_record().media_time():
+            return replace(served, media=await self.media.load(wanted, authorization))
 
     def _begin(self, task: Task, deadline: Deadline) -> "_Run":
         """Hand a task to the engine. Each of its answers counts as a request."""
@@ -159,9 +188,11 @@ class Service:
 
     def _reports(self, task: Task, job: Job) -> Reports:
         """What the engine says about one job."""
-        return self.engine.generate(
+        reports = self.engine.generate(
             job.prompt, job.params, priority=task.priority, adapter=task.adapter, cache_salt=task.cache_salt
         )
+        current_record().model = task.model
+        return observed(reports, job.prompt, job.params, self.metrics)
 
     async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, function, *args)

@@ -11,7 +11,7 @@ import numpy as np
 from ernie45.config.errors import RequestError
 from ernie45.config.sampling import ThinkingBudget
 from ernie45.processor import Processor
-from ernie45.server.protocol import ChatRequest
+from ernie45.server.protocol import ChatRequest, ConversationFields
 
 _SWITCH = {"true": True, "open": True, "false": False, "close": False}
 _NO_EFFORT = ("none", "minimal")
@@ -20,7 +20,7 @@ _EFFORT_TOKENS = {"low": 1024, "medium": 4096}
 _SHARE_OF_MAX_TOKENS = 0.8
 
 
-def thinking_switch(request: ChatRequest) -> bool | None:
+def thinking_switch(request: ConversationFields) -> bool | None:
     """What the request says about thinking, by any of five ways; None if nothing. RequestError if two ways disagree.
 
     An entry of `metadata` has become a field before.

@@ -5,6 +5,7 @@ Knows nothing about HTTP, threads or how the engine works.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +17,12 @@ from ernie45.processor.source import is_url
 from ernie45.processor.template import ChatTemplate
 from ernie45.server.errors import ApiError
 from ernie45.server.job import Job, ServedModel, Task
-from ernie45.server.protocol import AssistantMessage, ChatRequest, Message, UserMessage
+from ernie45.server.media import MediaRequest
+from ernie45.server.protocol import AssistantMessage, ChatRequest, ConversationFields, Message, UserMessage
+from ernie45.server.protocol.parts import ImagePart, TextPart, VideoPart
 from ernie45.server.protocol.sampling import SamplingFields
-from ernie45.server.sampling import SamplingDefaults, sampling_params, seeds, stop_strings
+from ernie45.server.sampling import sampling_params, seeds, stop_strings
 from ernie45.server.thinking import thinking_budget, thinking_switch, thought_is_open
-
-__all__ = ["SamplingDefaults", "chat_prompt", "choose_model", "has_media", "task_fields", "thought_is_open", "translate"]
 
 _MAX_CHARACTERS_PER_TOKEN = 64  # on average; long runs of one character come near it
 _MIN_TOKENS_PER_PICTURE = 3  # itself and its two markers
@@ -54,12 +55,22 @@ def chat_prompt(request: ChatRequest, model: ServedModel) -> ModelInput:
     What surely does not fit into the context is refused before any work is done for it.
     """
     wanted = thinking_switch(request)
-    prompt = _prompt(request, model, enable_thinking=wanted is not False)
+    prompt = _prompt(request, model)
     if request.completion_token_ids:
         prompt = _resumed(prompt, request.completion_token_ids, model.processor)
     elif wanted is not None:
         _check_thought(prompt, wanted, templated=not (request.prompt_token_ids or request.disable_chat_template), model=model)
     return prompt
+
+
+def conversation_prompt(request: ConversationFields, model: ServedModel, add_generation_prompt: bool = True) -> ModelInput:
+    """The messages through the template."""
+    messages = request.messages or []
+    template = _template(request, model)
+    _check_messages(messages, model)
+    dicts = [message.model_dump(exclude_none=True) for message in messages]
+    thinking = thinking_switch(request) is not False
+    return model.processor.encode_chat(dicts, thinking, add_generation_prompt, template=template, media=model.media)
 
 
 def task_fields(request: SamplingFields) -> Task:
@@ -84,13 +95,26 @@ def task_fields(request: SamplingFields) -> Task:
     )
 
 
-def has_media(request: ChatRequest) -> bool:
-    """Whether there are pictures to fetch or decode."""
-    return any(
-        not isinstance(message.content, str) and any(part.type != "text" for part in message.content)
-        for message in request.messages or ()
-        if isinstance(message, UserMessage)
+def media_request(request: ConversationFields, model: ServedModel) -> MediaRequest | None:
+    """What is to be loaded before a request is translated, if anything. RequestError for what surely does not fit."""
+    messages = request.messages or []
+    if not any(part.type != "text" for message in messages for part in _parts(message)):
+        for name in ("mm_hashes", "mm_processor_kwargs"):
+            if getattr(request, name):
+                raise RequestError(f"{name} has no effect without pictures in messages; leave it out")
+        return None
+    _check_messages(messages, model)
+    return MediaRequest(
+        messages=[message.model_dump(exclude_none=True) for message in messages],
+        max_tokens=model.max_model_len,
+        cache_salt=getattr(request, "cache_salt", None),
+        kwargs=request.mm_processor_kwargs,
+        hashes=request.mm_hashes,
     )
+
+
+def _parts(message: Message) -> Sequence[TextPart | ImagePart | VideoPart]:
+    return message.content if isinstance(message, UserMessage) and not isinstance(message.content, str) else ()
 
 
 def choose_model(name: str | None, model: ServedModel) -> tuple[str, str | None]:
@@ -108,31 +132,35 @@ def choose_model(name: str | None, model: ServedModel) -> tuple[str, str | None]
     )
 
 
-def _prompt(request: ChatRequest, model: ServedModel, enable_thinking: bool) -> ModelInput:
+def _prompt(request: ChatRequest, model: ServedModel) -> ModelInput:
     messages, ids = request.messages or [], request.prompt_token_ids
-    template = _template(request, model)
+    if ids is not None or request.disable_chat_template:
+        _check_no_template(request)
     if bool(messages) == (ids is not None):
         rule = "are both given; send one of them" if ids is not None else "are both missing or empty; send messages"
         raise ApiError(400, f"messages and prompt_token_ids {rule}", param="messages", code="invalid_value")
     if ids is not None:
         _check_fits("prompt_token_ids", len(ids), "tokens", 1, model.max_model_len)
         return model.processor.encode_ids(ids, "prompt_token_ids")
-    _check_addresses(messages)
-    _check_size(messages, model.max_model_len)
     if request.disable_chat_template:
+        _check_messages(messages, model)
         return _untemplated(messages, model.processor)
-    dicts = [message.model_dump(exclude_none=True) for message in messages]
-    return model.processor.encode_chat(dicts, enable_thinking=enable_thinking, template=template)
+    return conversation_prompt(request, model)
 
 
-def _template(request: ChatRequest, model: ServedModel) -> ChatTemplate | None:
-    arguments = {name: value for name, value in (request.chat_template_kwargs or {}).items() if name not in _TEMPLATE_SWITCHES}
-    untemplated = "prompt_token_ids" if request.prompt_token_ids else "disable_chat_template"
-    if request.prompt_token_ids or request.disable_chat_template:
-        for name, value in (("chat_template", request.chat_template), ("chat_template_kwargs", arguments)):
-            if value:
-                raise RequestError(f"{name} has no effect with {untemplated}; leave one of them out")
-    template = model.processor.template
+def _template_arguments(request: ConversationFields) -> dict[str, Any]:
+    return {name: value for name, value in (request.chat_template_kwargs or {}).items() if name not in _TEMPLATE_SWITCHES}
+
+
+def _check_no_template(request: ChatRequest) -> None:
+    instead = "disable_chat_template" if request.prompt_token_ids is None else "prompt_token_ids"
+    for name, value in (("chat_template", request.chat_template), ("chat_template_kwargs", _template_arguments(request))):
+        if value:
+            raise RequestError(f"{name} has no effect with {instead}; leave one of them out")
+
+
+def _template(request: ConversationFields, model: ServedModel) -> ChatTemplate:
+    template, arguments = model.processor.template, _template_arguments(request)
     if request.chat_template is not None:
         if not model.allow_chat_template:
             raise RequestError(
@@ -196,17 +224,18 @@ def _check_thought(prompt: ModelInput, wanted: bool, *, templated: bool, model: 
         raise RequestError("enable_thinking (False) is asked for, but the prompt leaves a thought open; close it there")
 
 
-def _check_addresses(messages: Sequence[Message]) -> None:
-    """The processor also reads plain paths, for use from Python; over the network only addresses are meant."""
+def _check_messages(messages: Sequence[Message], model: ServedModel) -> None:
+    """RequestError for a conversation that surely does not fit, and for a picture that is no address.
+
+    The processor also reads plain paths, for use from Python; over the network only addresses are meant.
+    """
+    _check_size(messages, model.max_model_len)
     for index, message in enumerate(messages):
-        if not isinstance(message, UserMessage) or isinstance(message.content, str):
-            continue
-        for number, part in enumerate(message.content):
-            if part.type != "text":
-                url = part.image_url.url if part.type == "image_url" else part.video_url.url
-                if not is_url(url):
-                    field = f"messages[{index}].content[{number}].{part.type}.url"
-                    raise RequestError(f"{field} ({url[:80]!r}) must begin with data:, http:// or https://; send a data URL")
+        for number, part in enumerate(_parts(message)):
+            source = None if part.type == "text" else part.image_url if part.type == "image_url" else part.video_url
+            if source is not None and not is_url(source.url):
+                field = f"messages[{index}].content[{number}].{part.type}.url"
+                raise RequestError(f"{field} ({source.url[:80]!r}) must begin with data:, http:// or https://; send a data URL")
 
 
 def _check_size(messages: Sequence[Message], max_model_len: int) -> None:

@@ -22,7 +22,7 @@ from ernie45.config.errors import Ernie45Error, RequestError
 from ernie45.config.inputs import ModelInput
 from ernie45.config.model import SpecialTokens
 from ernie45.config.processor import ProcessorConfig
-from ernie45.config.sampling import SamplingParams
+from ernie45.config.sampling import SamplingParams, TokenLogprob
 from ernie45.config.server import ServerConfig
 from ernie45.processor import Processor
 from ernie45.processor.tokenizer import Tokenizer
@@ -61,6 +61,7 @@ class FakeEngine:
         self.fail_at: int | None = None
         self.prompts: list[ModelInput] = []
         self.params: list[SamplingParams] = []
+        self.requests: list[Generate] = []
         self.aborted: list[str] = []
         self.say("hello")
 
@@ -86,6 +87,7 @@ class FakeEngine:
             raise RequestError(f"prompt ({len(prompt)} tokens) must be shorter than {MAX_MODEL_LEN} tokens; shorten it")
         self.prompts.append(prompt)
         self.params.append(request.params)
+        self.requests.append(request)
         self._running[request.request_id] = (0, request.params)
 
     def abort(self, request_id: str) -> None:
@@ -106,14 +108,35 @@ class FakeEngine:
                 ids = tuple(self.reply)
                 reports.append(Tokens(request_id=request_id, token_ids=ids, num_tokens=len(ids) + 1, finish_reason="stop"))
                 continue
-            ids = (self.reply[index % len(self.reply)],) if not self.ends or index < len(self.reply) else ()
-            finish = "length" if index + 1 == params.max_tokens else None if ids else "stop"
-            if finish:
+            reports.append(self._next(request_id, index, params))
+            if reports[-1].finish_reason:
                 del self._running[request_id]
             else:
                 self._running[request_id] = (index + 1, params)
-            reports.append(Tokens(request_id=request_id, token_ids=ids, num_tokens=1, finish_reason=finish))
         return reports
+
+    def _next(self, request_id: str, index: int, params: SamplingParams) -> Tokens:
+        ended = self.ends and index >= len(self.reply)
+        token_id = TOKENS.eos if ended else self.reply[index % len(self.reply)]
+        stops = token_id in params.stop_token_ids
+        ids = () if stops else (token_id,)
+        prompt = next(request.prompt.token_ids for request in self.requests if request.request_id == request_id)
+        wanted = params.prompt_logprobs if index == 0 else None
+        return Tokens(
+            request_id=request_id,
+            token_ids=ids,
+            num_tokens=1,
+            finish_reason="stop" if stops else "length" if index + 1 == params.max_tokens else None,
+            stop_token_id=token_id if stops else None,
+            logprobs=None if params.logprobs is None else tuple(logprob_of(token, params.logprobs) for token in ids),
+            prompt_logprobs=None if wanted is None else (None, *(logprob_of(token, wanted) for token in prompt[1:].tolist())),
+        )
+
+
+def logprob_of(token_id: int, num_top: int) -> TokenLogprob:
+    """What the fake engine says about a token: something exact in binary that depends on it, and that it was the likeliest."""
+    logprob = -(1 + token_id % 7) / 8
+    return TokenLogprob(token_id, logprob, 1, tuple((token_id + index, logprob - index) for index in range(num_top)))
 
 
 class EngineThread:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ernie45.server.protocol.base import Strict, TokenId
+from ernie45.server.protocol.base import ApiRequest, Strict, TokenId
 from ernie45.server.protocol.parts import Message
 from ernie45.server.protocol.sampling import MAX_TOP_LOGPROBS, SamplingFields
 
@@ -21,24 +21,38 @@ class TemplateOptions(Strict):
     thinking_mode: Literal["open", "close", "true", "false"] | bool | None = Field(None, description="open or close")
 
 
-class ThinkingFields(Strict):
-    """Whether the model thinks before it answers, and how much. Ways that disagree are refused."""
+class ConversationFields(ApiRequest):
+    """What makes the prompt of a chat. Ways to switch thinking that disagree are refused."""
 
+    messages: list[Message] | None = Field(None, description="the conversation, oldest first")
     enable_thinking: bool | None = Field(None, description="whether to think before answering; default: yes, if the model can")
     reasoning_effort: ReasoningEffort | None = Field(
         None,
         description="none and minimal: no thought; low: at most 1024 tokens of thought; medium: 4096; high and xhigh: as "
         "many as there is room for, like the default",
     )
-    reasoning_max_tokens: int | None = Field(
-        None, ge=1, description="tokens of thought at most, then it is closed; default: 0.8 of max_tokens, if that is given"
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, max_length=64, description="enable_thinking, options.thinking_mode, and what the chat template reads besides"
+    )
+    chat_template: str | None = Field(
+        None, min_length=1, max_length=2**16, description="a template in place of the model's; the server must allow it"
+    )
+    mm_processor_kwargs: dict[str, Any] | None = Field(
+        None,
+        max_length=16,
+        description="numbers of the picture processing, such as image_max_pixels or video_fps; at most what the server has",
+    )
+    mm_hashes: list[str | None] | None = Field(
+        None, max_length=4096, description="one for each picture in order: what its uuid would be (FastDeploy); null for none"
     )
 
 
-class ChatRequest(SamplingFields, ThinkingFields):
-    """Body of POST /v1/chat/completions."""
+class ChatRequest(SamplingFields, ConversationFields):
+    """Body of POST /v1/chat/completions. messages or prompt_token_ids must be given."""
 
-    messages: list[Message] | None = Field(None, description="the conversation, oldest first; needed without prompt_token_ids")
+    reasoning_max_tokens: int | None = Field(
+        None, ge=1, description="tokens of thought at most, then it is closed; default: 0.8 of max_tokens, if that is given"
+    )
     max_tokens: int | None = Field(
         None, ge=1, description="tokens to generate at most; default: of the model, else what the context has left"
     )
@@ -52,12 +66,6 @@ class ChatRequest(SamplingFields, ThinkingFields):
         max_length=MAX_METADATA,
         description="tags without effect; an entry named like a field that says how to generate, such as enable_thinking, is "
         "taken as that field (FastDeploy)",
-    )
-    chat_template_kwargs: dict[str, Any] | None = Field(
-        None, max_length=64, description="enable_thinking, options.thinking_mode, and what the chat template reads besides"
-    )
-    chat_template: str | None = Field(
-        None, min_length=1, max_length=2**16, description="a template in place of the model's; the server must allow it"
     )
     disable_chat_template: bool | None = Field(
         None, description="send the text of the only message to the model as it is, control tokens included"
@@ -85,7 +93,6 @@ class ChatRequest(SamplingFields, ThinkingFields):
         "guided_regex": (),
         "guided_choice": (),
         "guided_grammar": (),
-        "mm_hashes": (),
         "logits_processors_args": (),
     }
 

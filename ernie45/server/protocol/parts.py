@@ -5,9 +5,18 @@ Knows nothing about what a request asks besides.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+from typing_extensions import Self
 
+from ernie45.processor.messages import MAX_UUID_CHARACTERS
 from ernie45.server.protocol.base import Strict
+
+Uuid = Annotated[str, Field(min_length=1, max_length=MAX_UUID_CHARACTERS)]
+UUID_DESCRIPTION = (
+    "a name of your own for it: with the bytes, remembers them as long as there is room; without, stands for them. Known only "
+    "to requests with the same API key and cache_salt"
+)
 
 
 class MediaUrl(Strict):
@@ -32,14 +41,28 @@ class ImagePart(Strict):
     """A picture among other parts."""
 
     type: Literal["image_url"] = Field(description="image_url")
-    image_url: _MediaUrl = Field(description="where the picture is")
+    image_url: _MediaUrl | None = Field(None, description="where the picture is; may be left out with a known uuid")
+    uuid: Uuid | None = Field(None, description=UUID_DESCRIPTION)
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> Self:
+        if self.image_url is None and self.uuid is None:
+            raise PydanticCustomError("missing_source", "image_url must be given, or a uuid that stands for it")
+        return self
 
 
 class VideoPart(Strict):
     """A video among other parts."""
 
     type: Literal["video_url"] = Field(description="video_url")
-    video_url: _MediaUrl = Field(description="where the video is")
+    video_url: _MediaUrl | None = Field(None, description="where the video is; may be left out with a known uuid")
+    uuid: Uuid | None = Field(None, description=UUID_DESCRIPTION)
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> Self:
+        if self.video_url is None and self.uuid is None:
+            raise PydanticCustomError("missing_source", "video_url must be given, or a uuid that stands for it")
+        return self
 
 
 def _content_form(value: Any) -> str:
