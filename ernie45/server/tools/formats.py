@@ -13,7 +13,8 @@ from ernie45.config.errors import ConfigError
 class ToolFormat:
     """A call is a JSON object with name and arguments between two tags.
 
-    before, after   white space that the model puts between the tags and the object; only grammars need it.
+    before, after, between  white space that the model puts between the tags and the object, and between two calls; only
+                    grammars need it.
     response_tags   whether the text beside the calls may stand in <response> tags, which are left out.
     """
 
@@ -21,6 +22,7 @@ class ToolFormat:
     end: str = "</tool_call>"
     before: str = "\n"
     after: str = "\n"
+    between: str = "\n"
     response_tags: bool = False
 
 
