@@ -19,9 +19,15 @@ from ernie45.server.tools.stream import read_calls
 POINT = {"type": "object", "properties": {"x": {"type": "integer"}, "y": {"type": "boolean"}}, "required": ["x", "y"]}
 CLOSED = POINT | {"additionalProperties": False}
 FORM = tool_format("ernie45")
+
+
+def function(**values: Any) -> FunctionDefinition:
+    return FunctionDefinition.model_validate(values)
+
+
 FUNCTIONS = [
-    FunctionDefinition(name="move", parameters=CLOSED, strict=True),
-    FunctionDefinition(name="stop"),
+    function(name="move", parameters=CLOSED, strict=True),
+    function(name="stop"),
 ]
 
 
@@ -109,18 +115,18 @@ def test_refused(request_fields: dict[str, Any], param: str, reason: str) -> Non
 
 def test_lenient_only_where_it_is_not_strict() -> None:
     assert answer_form(fields(**json_schema({"type": "string", "not": {}}))) is not None
-    check_functions([FunctionDefinition(name="f", parameters={"type": "object", "not": {}})], ["tools[0].function"])
+    check_functions([function(name="f", parameters={"type": "object", "not": {}})], ["tools[0].function"])
     with pytest.raises(ApiError) as caught:
-        check_functions([FunctionDefinition(name="f", parameters={"not": {}}, strict=True)], ["tools[0].function"])
+        check_functions([function(name="f", parameters={"not": {}}, strict=True)], ["tools[0].function"])
     assert caught.value.param == "tools[0].function.parameters"
 
 
 @pytest.mark.parametrize(
     ("functions", "param"),
     [
-        ([FunctionDefinition(name="f"), FunctionDefinition(name="f")], "f1.name"),
-        ([FunctionDefinition(name="f", parameters={"type": "string"})], "f0.parameters.type"),
-        ([FunctionDefinition(name="f", parameters={"properties": {"a": {"type": "x"}}})], "f0.parameters"),
+        ([function(name="f"), function(name="f")], "f1.name"),
+        ([function(name="f", parameters={"type": "string"})], "f0.parameters.type"),
+        ([function(name="f", parameters={"properties": {"a": {"type": "x"}}})], "f0.parameters"),
     ],
 )
 def test_bad_functions(functions: list[FunctionDefinition], param: str) -> None:
@@ -156,7 +162,8 @@ def test_calls_or_a_form(processor: Processor) -> None:
 
 def test_behind_a_thought_comes_an_empty_line(processor: Processor) -> None:
     wanted = grammar(answer_form(fields(guided_json=CLOSED)), None, 11)
-    assert wanted is not None and wanted.after == 11
+    assert wanted is not None
+    assert wanted.after == 11
     assert matches(wanted, '\n\n{"x": 1, "y": true}', processor)
     wanted = grammar(None, rule(), 11)
     assert matches(wanted, "\n\n" + ONE, processor)
@@ -164,5 +171,6 @@ def test_behind_a_thought_comes_an_empty_line(processor: Processor) -> None:
 
 def test_tags_that_are_tokens_are_written_as_tokens() -> None:
     wanted = grammar(None, rule(control_tokens=frozenset([FORM.start, FORM.end])), None)
-    assert wanted is not None and 'call: <tool_call> "' in wanted.text
+    assert wanted is not None
+    assert 'call: <tool_call> "' in wanted.text
     check_grammar(wanted, [FORM.start, FORM.end])
