@@ -10,25 +10,23 @@ import torch
 from torch import Tensor
 
 from ernie45.config.sampling import TokenLogprob
+from ernie45.engine.blocks import likeliest
 
 # Rows of logits that exist at once for a prompt: 64 x 103,424 x 4 bytes are 26 MB.
 ROWS_AT_ONCE = 64
 
 
 def token_logprobs(logits_RV: Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprob]:
-    """One entry for each row of raw logits [R, V]: about its token, with so many of the likeliest."""
-    logits_RV = logits_RV.float()
-    total_R1 = logits_RV.logsumexp(-1, keepdim=True)
+    """One entry for each row of raw logits [R, V]: about its token, with so many of the likeliest.
+
+    Equally likely tokens share a rank.
+    """
+    logprobs_RV = logits_RV.float().log_softmax(-1)
     ids_R1 = torch.tensor(token_ids, device=logits_RV.device)[:, None]
-    chosen_R1 = logits_RV.gather(-1, ids_R1)
-    # Of equal tokens the one of the smallest id comes first, as greedy decoding has it.
-    larger_R = (logits_RV > chosen_R1).sum(-1)
-    before_R = ((logits_RV == chosen_R1) & (torch.arange(logits_RV.shape[1], device=logits_RV.device) < ids_R1)).sum(-1)
-    ranks = (1 + larger_R + before_R).tolist()
-    chosen = (chosen_R1 - total_R1)[:, 0].tolist()
-    width = min(max(num_top), logits_RV.shape[1])
-    best_RC, best_ids_RC = logits_RV.topk(width, dim=-1)
-    tops = zip(best_ids_RC.tolist(), (best_RC - total_R1).tolist(), strict=True)
+    ranks = (1 + torch.count_nonzero(logits_RV > logits_RV.gather(-1, ids_R1), dim=-1)).tolist()
+    chosen = logprobs_RV.gather(-1, ids_R1)[:, 0].tolist()
+    best_ids_RC = likeliest(logits_RV, min(max(num_top), logits_RV.shape[1]))
+    tops = zip(best_ids_RC.tolist(), logprobs_RV.gather(-1, best_ids_RC).tolist(), strict=True)
     return [
         TokenLogprob(token_id, logprob, rank, tuple(zip(ids[:num], values[:num], strict=True)))
         for token_id, logprob, rank, (ids, values), num in zip(token_ids, chosen, ranks, tops, num_top, strict=True)

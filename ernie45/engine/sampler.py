@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ernie45.config.sampling import SamplingParams, TokenLogprob
+from ernie45.engine.blocks import BLOCK, block_of, first_argmax, in_blocks, likeliest
 from ernie45.engine.history import History
 from ernie45.engine.logprobs import token_logprobs
 from ernie45.engine.penalties import Row, apply_processors
@@ -25,8 +25,6 @@ from ernie45.engine.request import Request
 # Rows with a filter are cut to so many candidates; a row whose filters may keep more tries the next number, and is sorted
 # whole behind the last. Which of them serves a row may not depend on the batch, or ties could fall differently.
 NUM_CANDIDATES = (128, 2048)
-# A wide vocabulary is looked at in blocks: first each block's largest logit or sum, then only the blocks that matter.
-BLOCK = 64
 
 
 class Draw(NamedTuple):
@@ -67,7 +65,7 @@ def sample(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
     logits_RV = processed(logits_RV, draws)
     greedy = [row for row, draw in enumerate(draws) if draw.params.temperature == 0]
     if len(greedy) == len(draws):
-        return _first_argmax(logits_RV)
+        return first_argmax(logits_RV)
     plain = [row for row, draw in enumerate(draws) if draw.params.temperature > 0 and not _filtered(draw.params)]
     filtered = [row for row, draw in enumerate(draws) if draw.params.temperature > 0 and _filtered(draw.params)]
     if len(plain) == len(draws):
@@ -76,7 +74,7 @@ def sample(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
         return _sample_filtered(logits_RV, draws)
     tokens_R = torch.empty(len(draws), dtype=torch.int64, device=logits_RV.device)
     if greedy:
-        tokens_R[greedy] = _first_argmax(logits_RV[greedy])
+        tokens_R[greedy] = first_argmax(logits_RV[greedy])
     if plain:
         tokens_R[plain] = _sample_plain(logits_RV[plain], [draws[row] for row in plain])
     if filtered:
@@ -139,33 +137,14 @@ def _scaled(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
     return logits_RV.float() / torch.tensor(temperatures, device=logits_RV.device)[:, None]
 
 
-def _in_blocks(values_RV: Tensor, filler: float) -> Tensor:
-    """[R, blocks, BLOCK]; the last block is filled up."""
-    missing = -values_RV.shape[1] % BLOCK
-    padded_RV = F.pad(values_RV, (0, missing), value=filler) if missing else values_RV
-    return padded_RV.view(len(padded_RV), -1, BLOCK)
-
-
-def _block(blocks_RNB: Tensor, index_R1: Tensor) -> Tensor:
-    """One block of each row, [R, BLOCK]."""
-    return blocks_RNB.gather(1, index_R1[:, :, None].expand(-1, -1, BLOCK))[:, 0]
-
-
-def _first_argmax(logits_RV: Tensor) -> Tensor:
-    """The first of the largest logits of each row. In two steps, as torch's argmax is many times slower than its amax."""
-    blocks_RNB = _in_blocks(logits_RV, -torch.inf)
-    index_R1 = blocks_RNB.amax(-1).argmax(-1, keepdim=True)
-    return (index_R1 * BLOCK + _block(blocks_RNB, index_R1).argmax(-1, keepdim=True))[:, 0]
-
-
 def _sample_plain(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
     """Rows without a filter: the block in which the cumulative distribution passes u, then the token in it."""
-    weights_RNB = _in_blocks(_scaled(logits_RV, draws).softmax(-1), 0.0)
+    weights_RNB = in_blocks(_scaled(logits_RV, draws).softmax(-1), 0.0)
     cumulative_RN = weights_RNB.sum(-1).double().cumsum(-1)
     target_R1 = _uniforms(draws, cumulative_RN) * cumulative_RN[:, -1:]
     index_R1 = _column(cumulative_RN, target_R1)
     before_R1 = torch.where(index_R1 > 0, cumulative_RN.gather(1, (index_R1 - 1).clamp_min(0)), 0.0)
-    inside_RB = _block(weights_RNB, index_R1).double().cumsum(-1)
+    inside_RB = block_of(weights_RNB, index_R1).double().cumsum(-1)
     return (index_R1 * BLOCK + _column(inside_RB, target_R1 - before_R1))[:, 0]
 
 
@@ -177,7 +156,7 @@ def _sample_filtered(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
     rows = list(range(len(draws)))
     for width in (*NUM_CANDIDATES, logits_RV.shape[1]):
         some = rows if len(rows) < len(draws) else slice(None)
-        ids_RC = _likeliest(scaled_RV[some], width)
+        ids_RC = likeliest(scaled_RV[some], width)
         probabilities_RC = probabilities_RV[some].gather(-1, ids_RC)
         of_rows = [draws[row] for row in rows]
         tokens_R[some] = _cut_and_read_off(probabilities_RC, ids_RC, of_rows)
@@ -188,20 +167,6 @@ def _sample_filtered(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
         if not rows:
             break
     return tokens_R
-
-
-def _likeliest(logits_RV: Tensor, width: int) -> Tensor:
-    """Ids of the `width` largest logits of each row in falling order; of all of them, equal ones by id, if it has no more."""
-    if width >= logits_RV.shape[1]:
-        return logits_RV.sort(dim=-1, descending=True, stable=True).indices
-    if width * 4 * BLOCK > logits_RV.shape[1]:
-        return logits_RV.topk(width, dim=-1).indices
-    blocks_RNB = _in_blocks(logits_RV, -torch.inf)
-    # The C largest logits are in the C blocks with the largest ones. Blocks in order, so that equal logits are, too.
-    index_RC = blocks_RNB.amax(-1).topk(width, dim=-1, sorted=False).indices.sort(-1).values
-    found_RM = blocks_RNB.gather(1, index_RC[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
-    best_RC = found_RM.topk(width, dim=-1).indices
-    return index_RC.gather(1, best_RC // BLOCK) * BLOCK + best_RC % BLOCK
 
 
 def _suffices(params: SamplingParams, width: int, mass: float, first: float, last: float) -> bool:
