@@ -72,7 +72,8 @@ def run_engine(load: Callable[[], Engine], connection: Connection) -> Dead:
         death = Dead(message=str(error), cause="user")
     except Exception as error:  # noqa: BLE001  whatever ends the engine, the other side has to learn of it
         _log.exception("the engine failed")
-        death = Dead(message=f"the engine failed: {type(error).__name__}: {error}", cause="defect")
+        # Its type and no more: clients read this, and what it says may quote another one's prompt.
+        death = Dead(message=f"the engine failed: {type(error).__name__}; see its log", cause="defect")
     socket.send(encode(death))
     socket.close()
     return death

@@ -4,7 +4,7 @@ Knows nothing about HTTP or text. A line of JSON on standard input (`supervisor.
 server is; when standard input closes, the server is gone and this process ends, whatever it is doing.
 """
 
-import logging
+import logging.config
 import os
 import signal
 import sys
@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from ernie45.server.engine_loop import Engine, run_engine
+from ernie45.server.log_format import log_config
 from ernie45.server.supervisor import EngineOrder
 from ernie45.server.wire_socket import Connection
 
@@ -33,8 +34,7 @@ def main(load: Callable[[EngineOrder], Engine] | None = None) -> int:
         return _EXIT_ORPHAN
     order = msgspec.json.decode(line, type=EngineOrder, dec_hook=lambda kind, value: kind(value))
     threading.Thread(target=_end_with_server, name="ernie45-orphan-watch", daemon=True).start()
-    level = logging.INFO if order.verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s engine: %(message)s", stream=sys.stderr)
+    logging.config.dictConfig(log_config(not order.verbose, order.log_json, order.log_details))
     death = run_engine(lambda: (load or _load)(order), Connection(order.address, order.identity))
     return _EXIT_CODES[death.cause]
 

@@ -5,7 +5,6 @@ Knows nothing about routes or requests.
 
 import asyncio
 import errno
-import logging
 import os
 import signal
 import socket
@@ -24,6 +23,7 @@ from ernie45.config.server import ServerConfig
 from ernie45.processor import Processor
 from ernie45.server.app import create_app
 from ernie45.server.engine_client import EngineClient
+from ernie45.server.log_format import log_config
 from ernie45.server.media import media_limits
 from ernie45.server.messages import Capacity
 from ernie45.server.sampling import SamplingDefaults
@@ -65,6 +65,8 @@ def _order(config: ServerConfig, folder: Path, connection: Connection) -> Engine
         folder=str(folder),
         config=config.engine,
         verbose=not config.quiet,
+        log_json=config.log_json,
+        log_details=config.log_details,
     )
 
 
@@ -96,8 +98,8 @@ class ServerRun(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                log_config=_log_config(config.quiet),
-                access_log=not config.quiet,
+                log_config=log_config(config.quiet, config.log_json, config.log_details),
+                access_log=False,  # it would write paths with their queries; `access_log` writes ours
                 server_header=False,
                 timeout_graceful_shutdown=int(config.drain_seconds) + _MARGIN_S,
             )
@@ -173,27 +175,3 @@ class ServerRun(uvicorn.Server):
         if not self.server_config.quiet:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
-
-
-class _NoProbes(logging.Filter):
-    """Leaves out what asks every second whether we live."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not any(path in record.getMessage() for path in ("GET /health ", "GET /ready "))
-
-
-def _log_config(quiet: bool) -> dict[str, object]:
-    """Everything to stderr; warnings always, each request unless quiet."""
-    level = "WARNING" if quiet else "INFO"
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "filters": {"probes": {"()": _NoProbes}},
-        "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(message)s"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stderr"}},
-        "loggers": {
-            "uvicorn.error": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
-            "uvicorn.access": {"handlers": ["stderr"], "level": level, "propagate": False, "filters": ["probes"]},
-            "ernie45": {"handlers": ["stderr"], "level": level, "propagate": False},
-        },
-    }

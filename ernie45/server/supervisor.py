@@ -61,6 +61,8 @@ class EngineOrder:
     folder: str
     config: EngineConfig
     verbose: bool
+    log_json: bool = False
+    log_details: bool = False
 
 
 class EngineProcess:
