@@ -4,7 +4,7 @@ Knows nothing about torch or how the model runs.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,13 +154,24 @@ class Processor:
         )
         loaded = load_all(conversation.media, self.config, self.limits, self.cache) if media is None else media
         assert [item.kind for item in loaded] == [item.kind for item in conversation.media], "media of another conversation"
+        return self._assemble(rendered, loaded, lambda text: self._encode_guarded(text, guard))
+
+    def encode_rendered(self, text: str, media: Sequence[LoadedMedia] = ()) -> ModelInput:
+        """What `prompt_text` gives, or the same written by hand: control tokens in it are themselves, media as placeholders.
+
+        Where the text of strangers is in it, use `encode_chat`. CheckpointError if media and placeholders differ.
+        """
+        return self._assemble(text, media, lambda piece: self.tokenizer.encode(piece, allow_special=True))
+
+    def _assemble(self, rendered: str, media: Sequence[LoadedMedia], encode: Callable[[str], list[int]]) -> ModelInput:
+        """Token ids of a rendered conversation, each place of an image or video filled with its placeholders."""
         ids: list[int] = []
         items: list[MediaItem] = []
-        for piece in split_media(rendered, [item.kind for item in loaded]):
+        for piece in split_media(rendered, [item.kind for item in media]):
             if piece.media is None:
-                ids += self._encode_guarded(piece.text, guard)
+                ids += encode(piece.text)
                 continue
-            found = loaded[len(items)]
+            found = media[len(items)]
             start, end = self._markers(piece.media)
             length = num_media_tokens(found.grid, self.config.merge_size)
             offset = len(ids) + 1
@@ -168,7 +179,7 @@ class Processor:
                 MediaItem(kind=piece.media, grid=found.grid, offset=offset, length=length, content_hash=found.content_hash)
             )
             ids += [start, *[self.tokens.image_patch] * length, end]
-        return self._model_input(ids, items, [item.patches_PC for item in loaded])
+        return self._model_input(ids, items, [item.patches_PC for item in media])
 
     def media_of(self, messages: Sequence[Mapping[str, Any]]) -> list[MediaSource]:
         """The images and videos of a conversation, not loaded. RequestError for a conversation that cannot be."""
