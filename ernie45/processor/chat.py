@@ -88,7 +88,7 @@ class Guard:
         return text.replace(self.character, "")
 
 
-def media_kinds(rendered: str) -> list[MediaKind]:
+def placed_media(rendered: str) -> list[MediaKind]:
     """What the placeholders in a rendered conversation stand for, in order."""
     return ["image" if mark.startswith(IMAGE_START) else "video" for mark in _MEDIA_RE.findall(rendered)]
 
@@ -96,7 +96,7 @@ def media_kinds(rendered: str) -> list[MediaKind]:
 def split_media(rendered: str, media_kinds: Sequence[MediaKind]) -> Iterator[Piece]:
     """Cut a rendered conversation at its images and videos. CheckpointError if the template lost, added or moved one."""
     pieces = _MEDIA_RE.split(rendered)
-    found = media_kinds(rendered)
+    found = placed_media(rendered)
     if found != list(media_kinds):
         raise CheckpointError(
             f"chat template placed {found} for messages with {list(media_kinds)}; correct chat_template.jinja or remove it to "
