@@ -9,9 +9,10 @@ from ernie45.engine.blocks import first_argmax, likeliest
 @pytest.mark.parametrize("width", [1, 3, 128, 4000])
 @pytest.mark.parametrize("vocab_size", [5, 64 * 600, 64 * 600 + 1, 64 * 600 + 63])
 def test_the_likeliest_are_those_of_a_sort(vocab_size: int, width: int):
-    logits_RV = torch.randn(6, vocab_size, generator=torch.Generator().manual_seed(0))
-    logits_RV[1, -3:] += 20  # at the end, behind the last whole block
-    logits_RV[2, : vocab_size // 3] -= 20
+    generator = torch.Generator().manual_seed(0)
+    logits_RV = torch.stack([torch.randperm(vocab_size, generator=generator) for _ in range(6)]).float()  # no two are equal
+    logits_RV[1, -3:] += 1e6  # at the end, behind the last whole block
+    logits_RV[2, : vocab_size // 3] -= 1e6
     expected_RV = logits_RV.sort(dim=-1, descending=True, stable=True).indices
     assert torch.equal(likeliest(logits_RV, width), expected_RV[:, :width])
 
