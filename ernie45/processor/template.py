@@ -78,6 +78,7 @@ BUILT_IN_TEMPLATE = r"""
 {%- endif %}
 """
 
+_BAD_RENDERING = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 _OWN = {"messages", "tools", "add_generation_prompt", "enable_thinking"}
 
 
@@ -119,6 +120,10 @@ class ChatTemplate:
         template.arguments = arguments
         return template
 
+    def with_tools(self) -> "ChatTemplate":
+        """A template that shows tools, calls and results: this one, or the built-in one if this one never reads `tools`."""
+        return self if "tools" in self.variables else ChatTemplate(BUILT_IN_TEMPLATE, self.named_tokens)
+
     def render(
         self,
         messages: list[dict[str, Any]],
@@ -143,7 +148,7 @@ class ChatTemplate:
             )
         except jinja2.TemplateError as error:
             raise RequestError(f"messages were refused by the model's chat template: {error}; change the messages") from error
-        except TypeError as error:  # a template that joins text with a field the message does not have
+        except _BAD_RENDERING as error:  # say, a template that joins text with a field the message does not have
             raise RequestError(f"messages do not fit the model's chat template: {error}; change the messages") from error
 
 

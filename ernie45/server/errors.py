@@ -59,7 +59,7 @@ class ApiError(Exception):
 def from_user_error(error: Ernie45Error) -> ApiError:
     """A 400, or 415 for a file of a kind that is not read, with the error's own line and the field that it begins with."""
     message = str(error)
-    field = re.match(r"messages[\w.\[\]]*|[a-z]\w*(?:\[\d+\]|\.\w+)*(?= \(| is )", message)
+    field = re.match(r"messages[\w.\[\]]*|[a-z]\w*(?:\[\d+\]|\.\w+)*(?= \(| is | has )", message)
     code = next((code for kind, code in _MEDIA_CODES.items() if isinstance(error, kind)), "invalid_value")
     status = 415 if isinstance(error, MediaFormatError) else 400
     return ApiError(status, message, param=field[0] if field else None, code=code)
