@@ -4,7 +4,7 @@ Knows nothing about requests, what a key is made of, or the memory behind a page
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class PagePool:
@@ -15,12 +15,13 @@ class PagePool:
             the least recently released first.
     blank   nobody holds it and it has no key.
 
-    A key belongs to one page at most.
+    A key belongs to one page at most. `on_evict` is told of each page whose content `allocate` gives up, and its key.
     """
 
-    def __init__(self, num_pages: int) -> None:
+    def __init__(self, num_pages: int, on_evict: Callable[[int, bytes], None] | None = None) -> None:
         assert num_pages > 0, num_pages
         self.num_pages = num_pages
+        self._on_evict = on_evict
         self._num_holders = [0] * num_pages
         self._key_of: list[bytes | None] = [None] * num_pages
         self._page_of: dict[bytes, int] = {}
@@ -50,6 +51,8 @@ class PagePool:
             assert key is not None, page
             del self._page_of[key]
             self._key_of[page] = None
+            if self._on_evict is not None:
+                self._on_evict(page, key)
         self._num_holders[page] = 1
         return page
 
@@ -81,6 +84,17 @@ class PagePool:
         if key not in self._page_of:
             self._page_of[key] = page
             self._key_of[page] = key
+
+    def idle_keys(self) -> list[tuple[int, bytes]]:
+        """Idle pages and their keys, the next to be evicted first."""
+        return [(page, key) for page in self._idle if (key := self._key_of[page]) is not None]
+
+    def forget_keys(self) -> None:
+        """No page has content worth finding any more; idle pages become blank."""
+        self._blank += self._idle
+        self._idle.clear()
+        self._page_of.clear()
+        self._key_of = [None] * self.num_pages
 
     def num_holders(self, page: int) -> int:
         return self._num_holders[page]

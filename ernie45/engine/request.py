@@ -4,6 +4,7 @@ Knows nothing about scheduling order, tensors or text.
 """
 
 import secrets
+import time
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,11 @@ State = Literal["waiting", "running", "finished"]
 class MediaUnit(NamedTuple):
     """What the vision tower encodes at once and a chunk never cuts: an image, or two frames of a video.
 
-    key: content hash of the whole picture and the unit's index in it; equal keys have equal features.
+    key: content hash of the whole picture, the unit's index in it and the request's salt; equal keys have equal features.
     start, end: its placeholder tokens in the sequence. patch_start, patch_end: its rows in `ModelInput.patches`.
     """
 
-    key: tuple[str, int]
+    key: tuple[str, int, str | None]
     start: int
     end: int
     grid: tuple[int, int, int]
@@ -34,7 +35,7 @@ class MediaUnit(NamedTuple):
     patch_end: int
 
 
-def media_units(media: tuple[MediaItem, ...]) -> tuple[MediaUnit, ...]:
+def media_units(media: tuple[MediaItem, ...], salt: str | None = None) -> tuple[MediaUnit, ...]:
     """Split every video into its two-frame units; images stay whole. In text order."""
     units: list[MediaUnit] = []
     patch = 0
@@ -48,7 +49,7 @@ def media_units(media: tuple[MediaItem, ...]) -> tuple[MediaUnit, ...]:
         for index in range(num_units):
             start = item.offset + index * num_tokens
             units.append(
-                MediaUnit((item.content_hash, index), start, start + num_tokens, grid, patch, patch + num_patches),
+                MediaUnit((item.content_hash, index, salt), start, start + num_tokens, grid, patch, patch + num_patches),
             )
             patch += num_patches
     return tuple(units)
@@ -72,6 +73,7 @@ class Event(NamedTuple):
 
     logprobs         one for each of `token_ids`, if the request asks.
     prompt_logprobs  with the first event only, if the request asks: one for each prompt token, None for the first.
+    queue_s          seconds from the queue to the first step.
     """
 
     request_id: str
@@ -82,6 +84,7 @@ class Event(NamedTuple):
     num_cached_tokens: int
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    queue_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,19 +104,30 @@ class Request:
     """A sequence that grows. The scheduler moves it; the runner reads it.
 
     tokens               prompt, then generated tokens, including a stop token.
-    num_computed_tokens  tokens whose keys and values are in `pages`; the rest is work.
+    num_computed_tokens  tokens whose keys and values are in `pages`, or will be after the steps that are planned; the rest is
+                         work.
+    num_pending_tokens   tokens that planned steps will draw; the next ones after `tokens`.
+    draft                guesses for the tokens behind `tokens`, which the planned step computes and checks; mostly none.
     pages                pages of the KV cache, in order; empty unless running. An array, as a step copies it into its table.
     page_keys            content keys of the leading full pages, as far as they have been asked for.
+    num_published_pages  leading pages that others can find in the prefix cache.
+    awaited_key          key of a page that another request is about to compute; this one waits for it.
+    order                (priority, arrival): the lowest goes first.
     limit                tokens at which it ends with "length".
     history              what penalties, grammars and the like need to know of the tokens; None if nobody asks.
     logprobs             of the generated tokens in `output_token_ids`; None unless asked for.
     prompt_logprobs      of the prompt's tokens as far as they have been computed; None unless asked for.
+    adapter_hash         content of the adapter, set when the engine takes the request; page keys have it and not the name, as
+                         the cache on disk outlives names.
     priority, adapter, cache_salt  as in `server.messages.Generate`.
     """
 
     __slots__ = (
         "adapter",
+        "adapter_hash",
+        "awaited_key",
         "cache_salt",
+        "draft",
         "finish_reason",
         "history",
         "inputs",
@@ -121,12 +135,17 @@ class Request:
         "logprobs",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_pending_tokens",
         "num_prompt_tokens",
+        "num_published_pages",
+        "order",
         "page_keys",
         "pages",
         "params",
         "priority",
         "prompt_logprobs",
+        "queue_s",
+        "queued_at",
         "request_id",
         "seed",
         "state",
@@ -147,27 +166,41 @@ class Request:
         cache_salt: str | None = None,
     ) -> None:
         self.request_id = request_id
+        self.queued_at = time.monotonic()
+        self.queue_s: float | None = None
         self.priority = priority
         self.adapter = adapter
+        self.adapter_hash: str | None = None
         self.cache_salt = cache_salt
         self.inputs = inputs
         self.params = params
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
-        self.units = media_units(inputs.media)
+        self.units = media_units(inputs.media, cache_salt)
         self.unit_starts = [unit.start for unit in self.units]
         self.tokens = array("q", np.ascontiguousarray(inputs.token_ids, dtype=np.int64).tobytes())
         self.num_prompt_tokens = len(self.tokens)
         self.limit = len(self.tokens) + params.max_tokens if params.max_tokens is not None else 2**62
         self.num_computed_tokens = 0
+        self.num_pending_tokens = 0
+        self.draft: tuple[int, ...] = ()
         self.num_cached_tokens = 0
         self.pages = array("q")
         self.page_keys: list[bytes] = []
+        self.num_published_pages = 0
+        self.awaited_key: bytes | None = None
+        self.order: tuple[int, int] = (priority, 0)
         self.state: State = "waiting"
         self.finish_reason: FinishReason | None = None
         self.stop_token_id: int | None = None
         self.history: History | None = None
         self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self.prompt_logprobs: list[TokenLogprob | None] | None = None if params.prompt_logprobs is None else [None]
+
+    def begin(self) -> None:
+        """Leave the queue; the first time, note how long that took."""
+        self.state = "running"
+        if self.queue_s is None:
+            self.queue_s = time.monotonic() - self.queued_at
 
     @property
     def owes_prompt_logprobs(self) -> bool:
@@ -177,6 +210,11 @@ class Request:
     @property
     def num_tokens(self) -> int:
         return len(self.tokens)
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether all but the last of its tokens are computed, and all are known."""
+        return self.state == "running" and not self.num_pending_tokens and len(self.tokens) - self.num_computed_tokens == 1
 
     @property
     def output_token_ids(self) -> tuple[int, ...]:
@@ -226,7 +264,24 @@ class Request:
             num_cached_tokens=self.num_cached_tokens,
             logprobs=logprobs,
             prompt_logprobs=tuple(self.prompt_logprobs) if is_first and self.prompt_logprobs is not None else None,
+            queue_s=self.queue_s,
         )
+
+    def take(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob | None] = ()) -> Event:
+        """Take what a step drew behind the known tokens and behind each guess of the draft: what is behind a wrong guess, or
+        behind the end of the answer, does not count."""
+        draft, self.draft = self.draft, ()
+        event = self.append(token_ids[0], logprobs[0] if logprobs else None)
+        for index, guess in enumerate(draft):
+            if self.finish_reason is not None or guess != token_ids[index]:
+                break
+            more = self.append(token_ids[index + 1], logprobs[index + 1] if logprobs else None)
+            event = more._replace(
+                token_ids=event.token_ids + more.token_ids,
+                logprobs=None if event.logprobs is None else event.logprobs + (more.logprobs or ()),
+                prompt_logprobs=event.prompt_logprobs,
+            )
+        return event
 
     def completion(self) -> Completion:
         """The answer of a finished request."""

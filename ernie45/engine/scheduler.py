@@ -2,69 +2,67 @@
 
 Knows nothing about tensors, devices or how a token is chosen.
 
-One rule: a request's work is `num_tokens - num_computed_tokens`, and a step has one token budget. Chunked prefill, decode,
-prefix hits and resumption after preemption all follow from it.
+One rule: a request's work is what it has of tokens, known or being drawn, less `num_computed_tokens`, and a step has one token
+budget. Chunked prefill, decode, prefix hits and resumption after preemption all follow from it.
+
+A plan counts as done as soon as it is made: steps run in the order of their plans, and within a step every key and value is
+written before any is read. So pages can be shared within the step that fills them, and the next step can be planned while
+this one runs.
 """
 
 from array import array
-from bisect import bisect_right
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import repeat
-from typing import NamedTuple
+from bisect import insort
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Literal
 
 from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import RequestError
+from ernie45.engine.chunks import Chunk, StepBudget
 from ernie45.engine.pages import PagePool
 from ernie45.engine.prefix_cache import PrefixCache
 from ernie45.engine.request import Event, Request, StepOutput
+from ernie45.engine.stats import SchedulerStats
+from ernie45.engine.tiers import PageCopy, PageTiers
 
-
-class Chunk(NamedTuple):
-    """Tokens start to end of one request, computed in one step. `samples`: they reach the last token, so one is drawn."""
-
-    request: Request
-    start: int
-    end: int
-    samples: bool
-
-
-@dataclass(frozen=True)
-class SchedulerStats:
-    """Gauges of now, and counters since the start (`num_preemptions`, `num_queried_tokens`, `num_hit_tokens`)."""
-
-    num_running: int
-    num_waiting: int
-    num_pages: int
-    num_free_pages: int
-    num_cached_pages: int
-    num_preemptions: int
-    num_queried_tokens: int
-    num_hit_tokens: int
+_MAX_PASSED_OVER = 64  # waiting requests that one step looks at in vain: a bound on its cost
 
 
 class Scheduler:
-    """First come, first served; requests that run go before requests that wait, and decoding before prefill.
+    """The most urgent first, equal ones in order of arrival; who runs goes before who waits, and decoding before prefill.
 
-    `add` and `abort` may come between any two calls; each `schedule` is followed by one `update` with its plan.
-    `running` is in order of arrival, so the oldest request can always make room for itself: nobody waits for ever.
+    `add` and `abort` may come between any two calls; each plan of `schedule` goes to one `update`, in the same order, and at
+    most one more plan may be made before that. `running` is in order of urgency, and the most urgent request can always make
+    room for itself: among equals nobody waits for ever.
     """
 
-    def __init__(self, config: EngineConfig, num_pages: int, max_model_len: int) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        num_pages: int,
+        max_model_len: int,
+        tiers: PageTiers | None = None,
+        is_encoded: Callable[[tuple], bool] = lambda key: False,
+    ) -> None:
         self._config = config
-        self._pool = PagePool(num_pages)
-        self._cache = PrefixCache(self._pool, config.page_size, config.prefix_cache)
+        self._tiers = tiers or PageTiers()
+        self._pool = PagePool(num_pages, self._tiers.put_down)
+        self._cache = PrefixCache(self._pool, self._tiers, config.page_size, config.prefix_cache)
+        self._is_encoded = is_encoded
         self.max_model_len = min(max_model_len, num_pages * config.page_size)
-        self._waiting: deque[Request] = deque()
+        self._requests: dict[str, Request] = {}
+        self._waiting: list[Request] = []
         self._running: list[Request] = []
         self._num_preemptions = 0
-        self._arrivals = 0
-        self._arrival: dict[str, int] = {}
+        self._num_arrivals = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting or self._running)
+        return bool(self._requests)
+
+    @property
+    def running(self) -> Sequence[Request]:
+        return self._running
 
     def stats(self) -> SchedulerStats:
         return SchedulerStats(
@@ -76,11 +74,16 @@ class Scheduler:
             num_preemptions=self._num_preemptions,
             num_queried_tokens=self._cache.num_queried_tokens,
             num_hit_tokens=self._cache.num_hit_tokens,
+            num_host_hit_tokens=self._cache.num_host_hit_tokens,
+            num_disk_hit_tokens=self._cache.num_disk_hit_tokens,
+            num_host_pages=self._tiers.num_host_pages,
+            num_disk_pages=self._tiers.num_disk_pages,
+            num_running_tokens=sum(len(request.tokens) for request in self._running),
         )
 
     def add(self, request: Request) -> None:
         """Queue a request. RequestError if its prompt is empty or fills the context, or if its id is in use."""
-        if request.request_id in self._arrival:
+        if request.request_id in self._requests:
             raise RequestError(f"request_id ({request.request_id!r}) must be new; it is still running, choose another")
         if request.num_tokens == 0:
             raise RequestError("prompt (0 tokens) must have at least one token; give some text or a picture")
@@ -90,168 +93,277 @@ class Scheduler:
                 "so that an answer fits; shorten it, use smaller pictures, or serve with a longer context"
             )
         request.limit = min(request.limit, self.max_model_len)
-        self._arrival[request.request_id] = self._arrivals
-        self._arrivals += 1
-        self._waiting.append(request)
+        request.order = (request.priority, self._num_arrivals)
+        self._num_arrivals += 1
+        self._requests[request.request_id] = request
+        insort(self._waiting, request, key=_order)
 
     def abort(self, request_id: str) -> bool:
         """Forget a request and free its pages; False if it is not here. A step under way may still compute it, to no effect."""
-        if self._arrival.pop(request_id, None) is None:
+        request = self._requests.get(request_id)
+        if request is None:
             return False
-        for queue in (self._waiting, self._running):
-            for request in queue:
-                if request.request_id == request_id:
-                    queue.remove(request)
-                    self._drop_pages(request)
-                    request.state = "finished"
-                    return True
-        raise AssertionError(request_id)
+        self._finish(request)
+        return True
 
     def schedule(self) -> list[Chunk]:
         """The next step: at most one chunk per request, each with its pages in place. Empty if there is nothing to do.
 
         Steps: 1. running requests with one token left (decode); 2. running requests with more (prefill); 3. admission of
-        waiting ones. The first prefill chunk may exceed the budget, but only to finish one picture that does not fit in it.
+        waiting ones; 4. what is left of the budget, to long prompts. The first prefill chunk may exceed the budget, but only
+        to finish one picture that does not fit in it.
         """
+        config, num_preemptions = self._config, self._num_preemptions
         chunks: dict[str, Chunk] = {}
-        budget = self._config.max_num_batched_tokens
-        num_preemptions = self._num_preemptions
-        prefills = [request for request in self._running if request.num_tokens - request.num_computed_tokens > 1]
-        for request in list(self._running):
-            if request.state == "running" and request.num_tokens - request.num_computed_tokens == 1:
-                budget += self._grow(request, chunks)
-                if request.state == "running":
-                    chunks[request.request_id] = Chunk(request, request.num_computed_tokens, request.num_tokens, True)
-                    budget -= 1
-        num_decodes = len(chunks)
-        for request in prefills:
-            if request.state == "running" and budget > 0:
-                budget -= self._add_chunk(request, chunks, budget, first=len(chunks) == num_decodes)
-        if num_preemptions == self._num_preemptions:
-            while self._waiting and budget > 0 and len(self._running) < self._config.max_num_seqs:
-                num_tokens = self._admit(self._waiting[0], chunks, budget, first=len(chunks) == num_decodes)
-                if num_tokens == 0:
-                    break
-                budget -= num_tokens
+        prefills = self._plan_decodes(chunks)
+        num_rows = len(chunks) + self._add_drafts(chunks)
+        tokens = config.max_num_batched_tokens - num_rows
+        if chunks:
+            tokens = min(tokens, config.prefill_tokens_beside_decodes)
+        if tokens > 0 and (prefills or self._waiting):
+            hard_tokens = config.max_num_batched_tokens - num_rows
+            budget = StepBudget(tokens, hard_tokens, config.encoder_tokens, self._is_encoded)
+            threshold = config.long_prefill_token_threshold or tokens
+            num_long = sum(_work(request) > threshold for request in prefills)
+            for request in prefills:
+                if budget.tokens > 0:
+                    self._plan_prefill(request, chunks, budget, threshold)
+            if num_preemptions == self._num_preemptions and self._waiting:
+                prefills += self._admit_waiting(chunks, budget, threshold, num_long)
+            for request in prefills:
+                if budget.tokens > 0:
+                    self._lengthen(request, chunks, budget)
         return list(chunks.values())
+
+    def take_copies(self) -> list[PageCopy]:
+        """Copies of pages to make before the step planned last runs, in this order."""
+        return self._tiers.take_copies()
 
     def update(self, chunks: Sequence[Chunk], output: StepOutput) -> list[Event]:
         """Book a step that ran. One event for each chunk that samples, in order."""
         events: list[Event] = []
-        drawn = zip(output.token_ids, output.logprobs or repeat(None), strict=False)
-        for request, start, end, samples in chunks:
-            token_id, logprob = next(drawn) if samples else (None, None)
-            if request.state != "running":
-                continue
-            request.num_computed_tokens = end
-            self._cache.publish(request, start, end)
-            if request.request_id in output.prompt_logprobs:
+        row = 0
+        for request, _, _, samples in chunks:
+            rows = slice(row, row + (1 + len(request.draft) if samples else 0))
+            if samples:
+                row = rows.stop
+                request.num_pending_tokens -= 1
+            if request.state == "finished":
+                continue  # aborted, or stopped by the token before: what came is surplus
+            if output.prompt_logprobs and request.request_id in output.prompt_logprobs:
                 request.extend_prompt_logprobs(*output.prompt_logprobs[request.request_id])
-            if token_id is not None:
-                events.append(request.append(token_id, logprob))
+            if samples:
+                events.append(request.take(output.token_ids[rows], output.logprobs[rows]))
+                if rows.stop - rows.start > 1:  # guesses that came true are computed
+                    request.num_computed_tokens = len(request.tokens) - 1
                 if request.finish_reason is not None:
                     self._finish(request)
         return events
 
+    def reset(self) -> None:
+        """After a step that failed: nothing that the cache holds is trusted, and every request begins anew."""
+        while self._running:
+            self._preempt(self._running[-1])
+        for request in self._waiting:
+            request.num_pending_tokens = 0
+        self._pool.forget_keys()
+        self._tiers.take_copies()
+
+    def archive(self) -> list[PageCopy]:
+        """Copies that bring everything worth keeping to disk, for the next start."""
+        self._tiers.archive(self._pool.idle_keys())
+        return self.take_copies()
+
+    def unfinished_fetch(self) -> "Future[bytes | None] | None":
+        """A read from disk that some request waits for."""
+        return self._tiers.unfinished_fetch()
+
     def check_integrity(self) -> None:
         """Assert what must hold between any two calls."""
         self._pool.check_integrity()
+        self._tiers.check_integrity()
+        self._cache.check_integrity()
         holders = [0] * self._pool.num_pages
         assert len(self._running) <= self._config.max_num_seqs, len(self._running)
         for request in self._running:
             assert request.state == "running", request.request_id
-            assert request.num_computed_tokens < request.num_tokens, request.request_id
+            assert request.num_computed_tokens < request.num_tokens + request.num_pending_tokens, request.request_id
             assert len(request.pages) * self._config.page_size >= request.num_computed_tokens, request.request_id
+            assert request.num_published_pages <= len(request.pages), request.request_id
             for page in request.pages:
                 holders[page] += 1
         for request in self._waiting:
             assert request.state == "waiting", request.request_id
             assert not request.pages, request.request_id
             assert request.num_computed_tokens == 0, request.request_id
-        order = [self._arrival[request.request_id] for request in (*self._running, *self._waiting)]
-        assert order == sorted(order), order
-        assert len(order) == len(self._arrival), self._arrival
+        for queue in (self._running, self._waiting):
+            assert queue == sorted(queue, key=_order), [request.order for request in queue]
+            assert all(self._requests[request.request_id] is request for request in queue)
+        assert len(self._running) + len(self._waiting) == len(self._requests), self._requests
         assert holders == [self._pool.num_holders(page) for page in range(self._pool.num_pages)], holders
 
-    def _grow(self, request: Request, chunks: dict[str, Chunk]) -> int:
-        """Pages for all tokens of a running request, if need be by preempting the youngest, itself included.
+    def _plan_decodes(self, chunks: dict[str, Chunk]) -> list[Request]:
+        """One token for every running request that needs no more, and pages for it; the others, which have a prompt left."""
+        prefills: list[Request] = []
+        filled: list[Request] = []
+        page_size = self._config.page_size
+        for request in tuple(self._running):
+            if request.state != "running":
+                continue  # it has just made room for a more urgent one
+            start, known = request.num_computed_tokens, len(request.tokens)
+            total = known + request.num_pending_tokens
+            if total - start > 1:
+                prefills.append(request)
+            elif total < request.limit:  # else its last token is being drawn
+                if total > len(request.pages) * page_size and not self._grow(request, chunks):
+                    continue
+                chunks[request.request_id] = Chunk(request, start, total, True)
+                request.num_computed_tokens = total
+                request.num_pending_tokens += 1
+                if known >= (request.num_published_pages + 1) * page_size:
+                    filled.append(request)
+        for request in filled:
+            if request.state == "running":
+                self._cache.publish(request)
+        return [request for request in prefills if request.state == "running"]
 
-        Returns the tokens that preempted requests give back to this step's budget.
-        """
-        returned = 0
-        missing = -(-request.num_tokens // self._config.page_size) - len(request.pages)
-        while missing > self._pool.num_free:
+    def _add_drafts(self, chunks: dict[str, Chunk]) -> int:
+        """Let decoding requests compute their guesses too, as far as budget and free pages go; returns how many those are."""
+        num_drafted, page_size = 0, self._config.page_size
+        for request, start, end, _ in tuple(chunks.values()):
+            if request.draft:
+                room = self._config.max_num_batched_tokens - len(chunks) - num_drafted
+                room = max(min(room, (len(request.pages) + self._pool.num_free) * page_size - end), 0)
+                request.draft = request.draft[:room]
+                end += len(request.draft)
+                missing = -(-end // page_size) - len(request.pages)
+                if missing > 0:
+                    request.pages.extend(self._pool.allocate(missing))
+                chunks[request.request_id] = Chunk(request, start, end, True)
+                num_drafted += len(request.draft)
+        return num_drafted
+
+    def _grow(self, request: Request, chunks: dict[str, Chunk]) -> bool:
+        """One more page for a running request, if need be by preempting the least urgent; False if that is itself."""
+        while not self._pool.num_free:
             victim = self._running[-1]
             chunk = chunks.pop(victim.request_id, None)
-            returned += chunk.end - chunk.start if chunk is not None else 0
+            if chunk is not None:
+                victim.num_pending_tokens -= 1
             self._preempt(victim)
             if victim is request:
-                return returned
-        if missing > 0:
-            request.pages.extend(self._pool.allocate(missing))
-        return returned
+                return False
+        request.pages.extend(self._pool.allocate(1))
+        return True
 
     def _preempt(self, request: Request) -> None:
         self._num_preemptions += 1
         self._running.remove(request)
         self._drop_pages(request)
         request.num_computed_tokens = 0
+        request.draft = ()
         request.state = "waiting"
-        self._waiting.appendleft(request)
+        insort(self._waiting, request, key=_order)
 
-    def _add_chunk(self, request: Request, chunks: dict[str, Chunk], budget: int, first: bool) -> int:
-        """Plan the next chunk of a request that has its pages; returns its length, 0 if a picture must wait."""
+    def _plan_prefill(self, request: Request, chunks: dict[str, Chunk], budget: StepBudget, threshold: int) -> None:
+        """Plan the next chunk of a running request, unless it begins with a picture that must wait."""
         start = request.num_computed_tokens
-        end = chunk_end(request, start, budget, may_exceed=first)
+        end = _first_end(request, start, budget, threshold)
         if end > start:
-            chunks[request.request_id] = Chunk(request, start, end, end == request.num_tokens)
-        return end - start
+            budget.take(request, start, end)
+            self._set_chunk(request, chunks, start, end)
 
-    def _admit(self, request: Request, chunks: dict[str, Chunk], budget: int, first: bool) -> int:
-        """Give the first waiting request pages for all its tokens and its first chunk; returns its length, 0 if it must wait.
+    def _lengthen(self, request: Request, chunks: dict[str, Chunk], budget: StepBudget) -> None:
+        """Give a chunk what is left of the budget."""
+        chunk = chunks.get(request.request_id)
+        if chunk is not None and not chunk.samples:
+            end = budget.chunk_end(request, chunk.end, budget.tokens)
+            if end > chunk.end:
+                budget.take(request, chunk.end, end)
+                self._set_chunk(request, chunks, chunk.start, end)
+
+    def _set_chunk(self, request: Request, chunks: dict[str, Chunk], start: int, end: int) -> None:
+        samples = end == request.num_tokens
+        chunks[request.request_id] = Chunk(request, start, end, samples)
+        request.num_computed_tokens = end
+        request.num_pending_tokens = int(samples)
+        self._cache.publish(request)
+
+    def _admit_waiting(self, chunks: dict[str, Chunk], budget: StepBudget, threshold: int, num_long: int) -> list[Request]:
+        """Let waiting requests begin, in order. Who waits for another's pages, for a picture's turn or a long prompt's is
+        overtaken; who waits for memory is not."""
+        admitted: list[Request] = []
+        index = 0
+        while index < min(len(self._waiting), _MAX_PASSED_OVER) and budget.tokens > 0:
+            if len(self._running) >= self._config.max_num_seqs:
+                break
+            request = self._waiting[index]
+            longest = 2**62 if num_long < self._config.max_long_partial_prefills else threshold
+            outcome = self._admit(request, chunks, budget, threshold, longest)
+            if outcome == "blocked":
+                break
+            if outcome == "later":
+                index += 1
+                continue
+            num_long += request.num_tokens - chunks[request.request_id].start > threshold
+            admitted.append(request)
+        return admitted
+
+    def _admit(
+        self, request: Request, chunks: dict[str, Chunk], budget: StepBudget, threshold: int, longest: int
+    ) -> Literal["admitted", "later", "blocked"]:
+        """Give a waiting request pages for all its tokens and plan its first chunk, unless more than `longest` are to compute.
 
         One page for each running request stays free, so that an admission is not undone by the next step's decoding.
         """
-        pages = self._cache.acquire_prefix(request)
-        missing = -(-request.num_tokens // self._config.page_size) - len(pages)
-        request.num_computed_tokens = len(pages) * self._config.page_size
-        num_tokens = 0
-        if missing + len(self._running) <= self._pool.num_free:
-            num_tokens = self._add_chunk(request, chunks, budget, first)
-        if num_tokens == 0:
-            self._pool.release(pages)
-            request.num_computed_tokens = 0
-            return 0
-        request.pages = array("q", pages + self._pool.allocate(missing))
+        if request.num_pending_tokens or self._cache.must_wait(request):
+            return "later"
+        match = self._cache.match(request)
+        num_pages = -(-request.num_tokens // self._config.page_size)
+        start = len(match.pages) * self._config.page_size
+        outcome = "admitted"
+        if match.wait is not None or request.num_tokens - start > longest:
+            outcome = "later"
+        elif num_pages - len(match.held) + len(self._running) > self._pool.num_free:
+            outcome = "blocked"
+        elif _first_end(request, start, budget, threshold) == start:
+            outcome = "later"
+        if outcome != "admitted":
+            self._cache.drop(match)
+            return outcome
+        request.pages = array("q", self._cache.claim(request, match, num_pages))
+        request.num_computed_tokens = start
         if request.num_tokens == request.num_prompt_tokens:  # a resumed answer finds its own pages: no hit of the prompt
-            request.num_cached_tokens = request.num_computed_tokens
-            self._cache.count(request)
-        request.state = "running"
-        self._waiting.popleft()
-        self._running.append(request)
-        return num_tokens
+            request.num_cached_tokens = start
+            self._cache.count(request, match)
+        request.begin()
+        self._waiting.remove(request)
+        insort(self._running, request, key=_order)
+        self._plan_prefill(request, chunks, budget, threshold)
+        return "admitted"
 
     def _finish(self, request: Request) -> None:
-        self._running.remove(request)
-        del self._arrival[request.request_id]
+        (self._running if request.state == "running" else self._waiting).remove(request)
+        del self._requests[request.request_id]
         self._drop_pages(request)
         request.state = "finished"
 
     def _drop_pages(self, request: Request) -> None:
-        self._pool.release(request.pages)
+        self._cache.release(request)
         request.pages = array("q")
 
 
-def chunk_end(request: Request, start: int, budget: int, may_exceed: bool) -> int:
-    """Where a chunk that begins at `start` ends: at most `budget` tokens on, and never inside an image or a two-frame unit.
+def _order(request: Request) -> tuple[int, int]:
+    return request.order
 
-    Returns `start` when the chunk would begin with a unit that does not fit; with `may_exceed` that unit is taken whole.
-    """
-    end = min(request.num_tokens, start + budget)
-    index = bisect_right(request.unit_starts, end - 1) - 1
-    if index < 0 or request.units[index].end <= end:
-        return end
-    unit = request.units[index]
-    if unit.start > start:
-        return unit.start
-    return unit.end if may_exceed else start
+
+def _work(request: Request) -> int:
+    return len(request.tokens) + request.num_pending_tokens - request.num_computed_tokens
+
+
+def _first_end(request: Request, start: int, budget: StepBudget, threshold: int) -> int:
+    """Where a request's chunk ends at first: a long prompt leaves half to others, and gets back what they do not take."""
+    limit = budget.tokens
+    if request.num_tokens - start > threshold:
+        limit = (limit + 1) // 2
+    return budget.chunk_end(request, start, limit)

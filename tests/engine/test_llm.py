@@ -114,7 +114,7 @@ def test_alone(model: ErnieModel, prompts: dict, recomputed: dict, name: str, op
         {},
         {"max_num_batched_tokens": 7, "max_num_seqs": 3},
         {"num_pages": 20, "prefix_cache": False},
-        {"num_pages": 20, "max_num_batched_tokens": 9, "max_num_seqs": 4},
+        {"num_pages": 20, "max_num_batched_tokens": 9, "max_num_seqs": 4, "max_long_partial_prefills": 4},
     ],
     ids=["together", "chunked", "preempted", "preempted and cached"],
 )
@@ -187,7 +187,7 @@ def test_sampled_answers_depend_on_the_seed_and_not_on_the_batch(model: ErnieMod
     alone = [
         answers(make_llm(model).generate([inputs], item))[0] for inputs, item in zip(prompts.values(), params, strict=True)
     ]
-    llm = make_llm(model, num_pages=20, max_num_batched_tokens=9, max_num_seqs=4)
+    llm = make_llm(model, num_pages=20, max_num_batched_tokens=9, max_num_seqs=4, max_long_partial_prefills=4)
     assert answers(llm.generate(list(prompts.values()), params)) == alone
     assert llm.stats().num_preemptions > 0
     other = [replace(item, seed=99) for item in params]

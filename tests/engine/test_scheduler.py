@@ -1,11 +1,14 @@
 """The scheduler's rules one by one, then all together under random traffic with a simulated KV cache."""
 
+import pickle
+import random
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from ernie45.config.engine import EngineConfig
@@ -14,6 +17,7 @@ from ernie45.config.inputs import ModelInput
 from ernie45.config.sampling import SamplingParams
 from ernie45.engine.request import Event, Request, StepOutput
 from ernie45.engine.scheduler import Chunk, Scheduler
+from ernie45.engine.tiers import PageCopy, PageTiers
 
 MakeInput = Callable[..., ModelInput]
 IMAGE = ("image", (1, 8, 8), 1)  # 16 tokens
@@ -24,8 +28,11 @@ def make_scheduler(*, num_pages: int = 64, **options) -> Scheduler:
     return Scheduler(EngineConfig(**{"page_size": 4, "max_num_seqs": 4, **options}), num_pages, max_model_len=256)
 
 
-def make_request(name: str, inputs: ModelInput, max_tokens: int = 4, **params) -> Request:
-    return Request(request_id=name, inputs=inputs, params=SamplingParams(max_tokens=max_tokens, **params))
+def make_request(
+    name: str, inputs: ModelInput, max_tokens: int = 4, priority: int = 0, cache_salt: str | None = None, **params
+) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, **params)
+    return Request(request_id=name, inputs=inputs, params=params, priority=priority, cache_salt=cache_salt)
 
 
 def step(scheduler: Scheduler, token: int = 7) -> tuple[list[tuple[str, int, int]], list[Event]]:
@@ -66,9 +73,9 @@ def test_a_picture_that_fits_the_budget_is_not_starved_by_decoding(make_input: M
 
 
 def test_only_one_prefill_exceeds_the_budget(make_input: MakeInput):
-    scheduler = make_scheduler(max_num_batched_tokens=10)
+    scheduler = make_scheduler(max_num_batched_tokens=10, max_long_partial_prefills=2)
     for name in "ab":
-        scheduler.add(make_request(name, make_input([IMAGE])))
+        scheduler.add(make_request(name, make_input([("image", (1, 8, 8), ord(name))])))
     assert step(scheduler)[0] == [("a", 0, 1), ("b", 0, 1)]
     assert step(scheduler)[0] == [("a", 1, 17)]
 
@@ -210,28 +217,286 @@ def test_an_id_in_use_is_refused(make_input: MakeInput):
         scheduler.add(make_request("a", make_input([2])))
 
 
+def test_the_urgent_go_first_and_the_least_urgent_makes_room(make_input: MakeInput):
+    scheduler = make_scheduler(num_pages=6, max_num_seqs=2, prefix_cache=False)
+    for name, priority in (("a", 1), ("b", 1), ("c", 0)):
+        scheduler.add(make_request(name, make_input([7]), max_tokens=10, priority=priority))
+    began: list[str] = []
+    ended: list[str] = []
+    while scheduler.has_work:
+        spans, events = step(scheduler)
+        began += [name for name, start, _ in spans if start == 0]
+        ended += [event.request_id for event in events if event.finish_reason]
+    assert began[:2] == ["c", "a"]
+    assert ended == ["c", "a", "b"]
+    assert scheduler.stats().num_preemptions > 0
+
+
+@pytest.mark.parametrize("field", ["adapter_hash", "cache_salt"])
+def test_pages_are_shared_only_under_one_salt_and_one_adapter(make_input: MakeInput, field: str):
+    scheduler = make_scheduler()
+    cached = []
+    for name, value in zip("abcde", (None, "x", "y", "x", ""), strict=True):
+        request = make_request(name, make_input([12]), max_tokens=1)
+        setattr(request, field, value)
+        scheduler.add(request)
+        cached.append(step(scheduler)[1][0].num_cached_tokens)
+    assert cached == [0, 0, 0, 8, 0]
+
+
+def test_a_salt_is_in_the_keys_of_pictures(make_input: MakeInput):
+    plain, salted = (make_request("a", make_input([IMAGE]), cache_salt=salt) for salt in (None, "x"))
+    assert plain.units[0].key != salted.units[0].key
+
+
+def test_a_short_prompt_overtakes_long_ones_and_does_not_stop_them(make_input: MakeInput):
+    scheduler = make_scheduler(max_num_batched_tokens=16)
+    for name, length in (("a", 60), ("b", 60), ("c", 5)):
+        scheduler.add(make_request(name, make_input([length], seed=length), max_tokens=1))
+    assert step(scheduler)[0] == [("a", 0, 11), ("c", 0, 5)]  # half for the long one, and what is left over
+    log = []
+    index = 0
+    while scheduler.has_work:
+        if index < 5:  # a stream of short ones
+            scheduler.add(make_request(f"s{index}", make_input([8], seed=index), max_tokens=1))
+        spans, _ = step(scheduler)
+        log += [spans]
+        index += 1
+    long_spans = [span for spans in log for span in spans if span[0] == "a"]
+    assert all(end - start >= 8 for _, start, end in long_spans[:-1]), "the stream does not stop the long prompt"
+    assert all(any(span[0] == f"s{index}" for span in log[index]) for index in range(5)), "nor the long one the stream"
+
+
+def test_prompts_leave_running_answers_their_pace(make_input: MakeInput):
+    scheduler = make_scheduler(max_num_batched_tokens=64, max_prefill_tokens_beside_decodes=8)
+    scheduler.add(make_request("a", make_input([2]), max_tokens=50))
+    step(scheduler)
+    scheduler.add(make_request("b", make_input([40], seed=1)))
+    assert step(scheduler)[0] == [("a", 2, 3), ("b", 0, 8)]
+    scheduler.abort("a")
+    assert step(scheduler)[0] == [("b", 8, 40)]
+
+
+@pytest.mark.parametrize(("max_encoder_tokens", "began"), [(48, 3), (40, 2), (4, 1)])
+def test_several_pictures_are_encoded_in_one_step_within_a_budget(make_input: MakeInput, max_encoder_tokens: int, began: int):
+    scheduler = make_scheduler(max_num_batched_tokens=64, max_encoder_tokens=max_encoder_tokens)
+    for name in "abc":
+        scheduler.add(make_request(name, make_input([("image", (1, 8, 8), ord(name))], seed=ord(name))))
+    spans, _ = step(scheduler)
+    if max_encoder_tokens == 4:  # smaller than any picture: they still run, one a step
+        assert spans == [("a", 0, 1), ("b", 0, 1), ("c", 0, 1)]
+        spans, _ = step(scheduler)
+    assert sum(end == 18 or end == 17 for _, _, end in spans) == began
+
+
+def test_pictures_that_are_encoded_already_cost_no_budget(make_input: MakeInput):
+    config = EngineConfig(page_size=4, max_num_seqs=4, max_encoder_tokens=16, prefix_cache=False)
+    for known, began in ((False, 1), (True, 2)):
+        scheduler = Scheduler(config, 64, 256, is_encoded=lambda key, known=known: known)
+        for name in "ab":
+            scheduler.add(make_request(name, make_input([("image", (1, 8, 8), ord(name))])))
+        assert sum(end == 18 for _, _, end in step(scheduler)[0]) == began
+
+
+def test_one_computes_what_many_wait_for(make_input: MakeInput):
+    """Equal beginnings: computed once, also by requests that come together; within one step where it fits in one."""
+    scheduler = make_scheduler(max_num_batched_tokens=16)
+    for name in "abcd":
+        scheduler.add(make_request(name, make_input([30]), max_tokens=1))
+    assert step(scheduler)[0] == [("a", 0, 16)]
+    assert step(scheduler)[0] == [("a", 16, 30), ("b", 28, 30)]
+    assert step(scheduler)[0] == [("c", 28, 30), ("d", 28, 30)]
+
+
+def test_who_waits_for_an_aborted_leader_leads(make_input: MakeInput):
+    scheduler = make_scheduler(max_num_batched_tokens=16)
+    for name in "ab":
+        scheduler.add(make_request(name, make_input([30]), max_tokens=1))
+    assert step(scheduler)[0] == [("a", 0, 16)]
+    scheduler.abort("a")
+    assert step(scheduler)[0] == [("b", 16, 30)]
+
+
+def test_who_waits_for_another_is_overtaken(make_input: MakeInput):
+    scheduler = make_scheduler(max_num_batched_tokens=16)
+    for name, seed in (("a", 0), ("b", 0), ("c", 5)):
+        scheduler.add(make_request(name, make_input([30 if seed == 0 else 4], seed=seed), max_tokens=1))
+    assert step(scheduler)[0] == [("a", 0, 12), ("c", 0, 4)]
+
+
+def test_the_next_step_is_planned_while_one_runs(make_input: MakeInput):
+    """Two plans under way: the second counts on the token of the first, and never goes past an answer's end."""
+    scheduler = make_scheduler()
+    scheduler.add(make_request("a", make_input([5]), max_tokens=3, stop_token_ids=(9,)))
+    first, second = scheduler.schedule(), scheduler.schedule()
+    assert [(chunk.start, chunk.end) for chunk in (*first, *second)] == [(0, 5), (5, 6)]
+    scheduler.check_integrity()
+    assert scheduler.update(first, StepOutput([7]))[0].token_ids == (7,)
+    third = scheduler.schedule()
+    assert [(chunk.start, chunk.end) for chunk in third] == [(6, 7)]
+    scheduler.update(second, StepOutput([8]))
+    assert scheduler.schedule() == []
+    (event,) = scheduler.update(third, StepOutput([6]))
+    assert event.finish_reason == "length"
+    scheduler.check_integrity()
+
+
+def test_a_token_after_the_stop_is_surplus(make_input: MakeInput):
+    scheduler = make_scheduler()
+    scheduler.add(make_request("a", make_input([5]), max_tokens=9, stop_token_ids=(9,)))
+    first, second = scheduler.schedule(), scheduler.schedule()
+    assert scheduler.update(first, StepOutput([9]))[0].finish_reason == "stop"
+    assert not scheduler.has_work
+    assert scheduler.update(second, StepOutput([8])) == []
+    scheduler.check_integrity()
+
+
+def test_after_a_failed_step_nothing_of_the_cache_is_used(make_input: MakeInput):
+    scheduler = make_scheduler()
+    scheduler.add(make_request("a", make_input([12]), max_tokens=2))
+    scheduler.schedule()
+    scheduler.reset()
+    scheduler.check_integrity()
+    assert step(scheduler)[0] == [("a", 0, 12)]
+
+
 @dataclass
 class SimulatedCache:
-    """Remembers which token, position and picture each slot of the KV cache was last computed for."""
+    """Remembers which token, position and picture each slot of the KV cache was last computed for, and copies pages."""
 
     page_size: int
     slots: dict[int, tuple] = field(default_factory=dict)
+    host: dict[int, list] = field(default_factory=dict)
+    disk: "SimulatedDisk | None" = None
+
+    def copy(self, copies: list[PageCopy]) -> None:
+        for kind, key, page, slot, data in copies:
+            if kind == "store":
+                self.host[slot] = self._page(page)
+            elif kind == "load":
+                self._fill(page, self.host[slot])
+            elif kind == "restore":
+                self._fill(page, pickle.loads(data))
+            else:
+                assert self.disk is not None
+                self.disk.pages[key] = pickle.dumps(self._page(page) if kind == "archive" else self.host[slot])
 
     def run(self, chunks: list[Chunk]) -> None:
         for chunk in chunks:
             for index in range(chunk.start, chunk.end):
                 self.slots[self._slot(chunk.request, index)] = self._content(chunk.request, index)
+
+    def check(self, chunks: list[Chunk]) -> None:
         for chunk in chunks:
-            for index in range(chunk.end):
+            for index in range(min(chunk.end, len(chunk.request.tokens))):
                 content = self.slots[self._slot(chunk.request, index)]
                 assert content == self._content(chunk.request, index), (chunk.request.request_id, index)
+
+    def _page(self, page: int) -> list:
+        return [self.slots.get(page * self.page_size + offset) for offset in range(self.page_size)]
+
+    def _fill(self, page: int, content: list) -> None:
+        self.slots.update({page * self.page_size + offset: value for offset, value in enumerate(content)})
 
     def _slot(self, request: Request, index: int) -> int:
         return request.pages[index // self.page_size] * self.page_size + index % self.page_size
 
     def _content(self, request: Request, index: int) -> tuple:
         picture = [(unit.key, index - unit.start) for unit in request.units if unit.start <= index < unit.end]
-        return request.tokens[index], *request.positions(index, index + 1)[0].tolist(), *picture
+        token = request.tokens[index] if index < len(request.tokens) else drawn(request, index)
+        return request.cache_salt, token, *request.positions(index, index + 1)[0].tolist(), *picture
+
+
+@dataclass
+class SimulatedDisk:
+    """Reads that end later, or find the page damaged, whenever `luck` says so."""
+
+    luck: random.Random
+    pages: dict[bytes, bytes] = field(default_factory=dict)
+    pending: list[tuple[Future, bytes]] = field(default_factory=list)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.pages
+
+    def __len__(self) -> int:
+        return len(self.pages)
+
+    def touch(self, key: bytes) -> None:
+        assert key in self.pages
+
+    def fetch(self, key: bytes) -> Future:
+        future: Future = Future()
+        self.pending.append((future, key))
+        self.advance()
+        return future
+
+    def advance(self, *, all_of_it: bool = False) -> None:
+        while self.pending and (all_of_it or self.luck.random() < 0.6):
+            future, key = self.pending.pop(0)
+            if future.set_running_or_notify_cancel():
+                damaged = self.luck.random() < 0.1
+                future.set_result(None if damaged else self.pages[key])
+                if damaged:
+                    self.pages.pop(key)
+
+
+def drawn(request: Request, index: int) -> int:
+    """The simulated model's token at a place: a function of the request's beginning, so that equal prompts answer alike."""
+    return (request.tokens[0] + 3 * index) % 80
+
+
+@dataclass
+class Traffic:
+    """A scheduler with everything around it simulated; `depth` plans are under way at once."""
+
+    scheduler: Scheduler
+    memory: SimulatedCache
+    config: EngineConfig
+    depth: int
+    live: dict[str, Request] = field(default_factory=dict)
+    received: dict[str, int] = field(default_factory=dict)
+    plans: list[list[Chunk]] = field(default_factory=list)
+
+    def add(self, request: Request) -> None:
+        try:
+            self.scheduler.add(request)
+        except RequestError:
+            assert request.num_tokens >= self.scheduler.max_model_len
+            return
+        self.live[request.request_id], self.received[request.request_id] = request, 0
+
+    def abort(self, number: int) -> None:
+        if self.live:
+            name = list(self.live)[number % len(self.live)]
+            assert self.scheduler.abort(name)
+            assert not self.scheduler.abort(name)
+            del self.live[name]
+            self.scheduler.check_integrity()
+
+    def step(self) -> None:
+        chunks = self.scheduler.schedule()
+        self.scheduler.check_integrity()
+        if not chunks and not self.plans and self.memory.disk is not None:
+            self.memory.disk.advance(all_of_it=self.scheduler.unfinished_fetch() is not None)
+            return
+        check_plan(self.scheduler, chunks, self.config, self.plans)
+        self.memory.copy(self.scheduler.take_copies())
+        self.memory.run(chunks)
+        self.memory.check(chunks)
+        if chunks:
+            self.plans.append(chunks)
+        if self.plans and (len(self.plans) >= self.depth or not chunks):
+            self._update(self.plans.pop(0))
+
+    def _update(self, chunks: list[Chunk]) -> None:
+        tokens = [drawn(chunk.request, chunk.end) for chunk in chunks if chunk.samples]
+        for event in self.scheduler.update(chunks, StepOutput(tokens)):
+            self.received[event.request_id] += len(event.token_ids)
+            if event.finish_reason is not None:
+                request = self.live.pop(event.request_id)
+                if event.finish_reason == "length":
+                    assert self.received[event.request_id] == request.limit - request.num_prompt_tokens
+        self.scheduler.check_integrity()
 
 
 PARTS = st.lists(
@@ -243,30 +508,40 @@ PARTS = st.lists(
     min_size=1,
     max_size=4,
 )
-ADD = st.tuples(st.just("add"), PARTS, st.integers(1, 30), st.integers(0, 1))
+OPTIONS = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 1),
+        "priority": st.integers(0, 2),
+        "salt": st.sampled_from([None, None, "x"]),
+        "stop": st.booleans(),
+    }
+)
+ADD = st.tuples(st.just("add"), PARTS, st.integers(1, 30), OPTIONS)
 STEP = st.tuples(st.just("step"), st.integers(1, 8))
 ABORT = st.tuples(st.just("abort"), st.integers(0, 10))
 ACTIONS = st.lists(st.one_of(ADD, ADD, STEP, ADD, ABORT), min_size=8, max_size=30)
 
 
-def check_plan(scheduler: Scheduler, chunks: list[Chunk], config: EngineConfig) -> None:
-    """Budget, contiguity, picture borders, one chunk per request."""
+def check_plan(scheduler: Scheduler, chunks: list[Chunk], config: EngineConfig, under_way: list[list[Chunk]]) -> None:
+    """Budget, picture borders, one chunk per request, something planned if there is work."""
     assert len({chunk.request.request_id for chunk in chunks}) == len(chunks) <= config.max_num_seqs
     total = sum(chunk.end - chunk.start for chunk in chunks)
-    prefills = [chunk for chunk in chunks if chunk.request.num_tokens - chunk.start > 1]
+    prefills = [chunk for chunk in chunks if chunk.end - chunk.start > 1 or not chunk.samples]
     for chunk in chunks:
-        assert chunk.start == chunk.request.num_computed_tokens < chunk.end <= chunk.request.num_tokens
-        assert chunk.samples == (chunk.end == chunk.request.num_tokens)
+        assert chunk.start < chunk.end == chunk.request.num_computed_tokens
+        drawing = chunk.request.num_pending_tokens
+        assert chunk.end == chunk.request.num_tokens + drawing - 1 if chunk.samples else chunk.end < chunk.request.num_tokens
         assert not any(unit.start < chunk.end < unit.end for unit in chunk.request.units)
     if total > config.max_num_batched_tokens:
         first = prefills[0]
         unit = next(unit for unit in first.request.units if unit.end == first.end)
         assert unit.start <= first.start
         assert len(prefills) == 1
-    assert chunks or not scheduler.has_work, "work, but nothing planned"
+    reading = scheduler.unfinished_fetch() is not None
+    assert chunks or under_way or reading or not scheduler.has_work, "work, but nothing planned"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, phases=[Phase.explicit, Phase.generate])  # shrinking takes minutes
 @given(
     actions=ACTIONS,
     num_pages=st.integers(10, 30),
@@ -275,47 +550,37 @@ def check_plan(scheduler: Scheduler, chunks: list[Chunk], config: EngineConfig) 
             "max_num_batched_tokens": st.integers(4, 40),
             "max_num_seqs": st.integers(1, 4),
             "prefix_cache": st.booleans(),
+            "max_prefill_tokens_beside_decodes": st.sampled_from([None, 1, 6]),
+            "max_encoder_tokens": st.sampled_from([None, 4, 20]),
+            "long_prefill_token_threshold": st.sampled_from([None, 10]),
+            "max_long_partial_prefills": st.integers(1, 2),
         }
     ),
+    world=st.fixed_dictionaries(
+        {"depth": st.integers(1, 2), "host": st.integers(0, 6), "disk": st.booleans(), "luck": st.integers(0, 100)}
+    ),
 )
-def test_random_traffic(make_input: MakeInput, actions: list, num_pages: int, options: dict):
+def test_random_traffic(make_input: MakeInput, actions: list, num_pages: int, options: dict, world: dict):
     config = EngineConfig(page_size=4, num_pages=num_pages, **options)
-    scheduler, memory = Scheduler(config, num_pages, max_model_len=256), SimulatedCache(4)
-    live: dict[str, Request] = {}
-    received: dict[str, int] = {}
-
-    def run_step() -> None:
-        chunks = scheduler.schedule()
-        scheduler.check_integrity()
-        check_plan(scheduler, chunks, config)
-        memory.run(chunks)
-        drawn = [len(chunk.request.tokens) % 80 for chunk in chunks if chunk.samples]
-        for event in scheduler.update(chunks, StepOutput(drawn)):
-            received[event.request_id] += len(event.token_ids)
-            if event.finish_reason is not None:
-                request = live.pop(event.request_id)
-                assert received[event.request_id] == request.limit - request.num_prompt_tokens
-        scheduler.check_integrity()
-
+    disk = SimulatedDisk(random.Random(world["luck"])) if world["disk"] else None
+    tiers = PageTiers(world["host"], disk)
+    scheduler = Scheduler(config, num_pages, max_model_len=256, tiers=tiers)
+    traffic = Traffic(scheduler, SimulatedCache(4, disk=disk), config, world["depth"])
     for index, (kind, *values) in enumerate(actions):
         if kind == "add":
-            request = make_request(str(index), make_input(values[0], seed=values[2]), max_tokens=values[1])
-            try:
-                scheduler.add(request)
-            except RequestError:
-                assert request.num_tokens >= num_pages * 4
-                continue
-            live[request.request_id], received[request.request_id] = request, 0
-        elif kind == "abort" and live:
-            name = list(live)[values[0] % len(live)]
-            assert scheduler.abort(name)
-            del live[name]
-        elif kind == "step":
+            chosen = values[2]
+            inputs = make_input(values[0], seed=chosen["seed"])
+            stop = ((int(inputs.token_ids[0]) + 3 * (len(inputs) + 2)) % 80,) if chosen["stop"] else ()
+            traffic.add(make_request(str(index), inputs, values[1], chosen["priority"], chosen["salt"], stop_token_ids=stop))
+        elif kind == "abort":
+            traffic.abort(values[0])
+        else:
             for _ in range(values[0]):
-                run_step()
-    for _ in range(2000):
-        if not scheduler.has_work:
+                traffic.step()
+    for _ in range(3000):
+        if not scheduler.has_work and not traffic.plans:
             break
-        run_step()
-    assert not live, "a request never ended"
+        traffic.step()
+    assert not traffic.live, "a request never ended"
     assert scheduler.stats().num_free_pages == num_pages
+    assert scheduler.stats().num_hit_tokens >= scheduler.stats().num_host_hit_tokens + scheduler.stats().num_disk_hit_tokens
