@@ -120,7 +120,7 @@ class Stats:
     num_generated_tokens tokens generated since the start, those that ended a request included.
     step_s               seconds spent in steps since the start.
     num_host_hit_tokens, num_disk_hit_tokens  those of num_hit_tokens that were found in the lower tiers.
-    num_encoder_queries  images and two-frame units that steps needed, since the start; num_encoder_hits: encoded before.
+    num_encoded_units    images and two-frame units encoded since the start; num_encoder_hits: needed, and encoded before.
     num_draft_tokens     tokens proposed by speculation, since the start; num_accepted_tokens: those the model agreed with.
     expert_tokens        expert pool -> for each MoE layer, tokens sent to each of its experts since the start.
     """
@@ -139,7 +139,7 @@ class Stats:
     step_s: float = 0.0
     num_host_hit_tokens: int = 0
     num_disk_hit_tokens: int = 0
-    num_encoder_queries: int = 0
+    num_encoded_units: int = 0
     num_encoder_hits: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0

@@ -147,7 +147,7 @@ _READ: dict[str, Callable[[EngineSource], Series]] = {
     "num_preemptions": _one(lambda stats: stats.num_preemptions),
     "prefix_cache_queries": _one(lambda stats: stats.num_queried_tokens),
     "prefix_cache_hits": _hits,
-    "encoder_cache_queries": _one(lambda stats: stats.num_encoder_queries),
+    "encoder_cache_queries": _one(lambda stats: stats.num_encoded_units + stats.num_encoder_hits),
     "encoder_cache_hits": _one(lambda stats: stats.num_encoder_hits),
     "spec_decode_num_draft_tokens": _one(lambda stats: stats.num_draft_tokens),
     "spec_decode_num_accepted_tokens": _one(lambda stats: stats.num_accepted_tokens),

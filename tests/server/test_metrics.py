@@ -217,7 +217,7 @@ def test_what_the_engine_tells(source: FakeSource) -> None:
     load = {"text": ((4, 0, 0, 0), (1, 1, 1, 1)), "vision": ((0, 0), (0, 0))}
     source.stats = stats(
         num_running=2, num_waiting=1, num_queried_tokens=100, num_hit_tokens=60, num_host_hit_tokens=20, num_disk_hit_tokens=10,
-        num_encoder_queries=5, num_encoder_hits=2, num_draft_tokens=8, num_accepted_tokens=6, expert_tokens=load,
+        num_encoded_units=3, num_encoder_hits=2, num_draft_tokens=8, num_accepted_tokens=6, expert_tokens=load,
     )  # fmt: skip
     values = exported(ServerMetrics(source))
     assert value(values, "kv_cache_usage_perc") == pytest.approx(0.6)
