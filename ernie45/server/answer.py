@@ -3,11 +3,12 @@
 Knows nothing about HTTP or the engine.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from ernie45.server.reasoning import Delta, ReasoningStream
 from ernie45.server.stops import StopStrings
+from ernie45.server.tools import CallStart, Content, Event, ToolCallStream
 
 
 class Decoder(Protocol):
@@ -19,25 +20,38 @@ class Decoder(Protocol):
 
 
 class Answer:
-    """Follows one answer. Stop strings are looked for in the answer, not in the thought before it.
+    """Follows one answer. Stop strings and tool calls are looked for in the answer, not in the thought before it.
 
+    calls: finds tool calls; None: there are none to be found.
     min_tokens: in the text of the first so many tokens no stop string is looked for.
 
     num_tokens, num_reasoning_tokens: tokens so far; the closing tag counts as thought, and so does what ends it.
-    stopped: a stop string is complete; nothing more will come out and the request can be aborted.
+    stopped: a stop string is complete, or the only call; nothing more will come out and the request can be aborted.
     """
 
-    def __init__(self, decoder: Decoder, thinking: bool, stop: StopStrings | None = None, min_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        thinking: bool,
+        stop: StopStrings | None = None,
+        min_tokens: int = 0,
+        calls: ToolCallStream | None = None,
+    ) -> None:
         self._decoder = decoder
         self._reasoning = ReasoningStream(thinking)
         self._stop = stop or StopStrings()
         self._min_tokens = min_tokens
+        self._calls = calls
         self.num_tokens = 0
         self.num_reasoning_tokens = 0
 
     @property
     def stopped(self) -> bool:
-        return self._stop.hit
+        return self._stop.hit or (self._calls is not None and self._calls.done)
+
+    @property
+    def num_calls(self) -> int:
+        return 0 if self._calls is None else self._calls.num_calls
 
     @property
     def stop_string(self) -> str | None:
@@ -52,7 +66,9 @@ class Answer:
                 break
             self.num_tokens += 1
             self.num_reasoning_tokens += self._reasoning.in_thought
-            deltas += self._filter(self._reasoning.push(self._decoder.push([token_id])))
+            deltas += self._read_calls(self._filter(self._reasoning.push(self._decoder.push([token_id]))))
+            if self.stopped:
+                deltas += self._last_calls()
         return join(deltas)
 
     def count_end(self, num_tokens: int) -> None:
@@ -66,13 +82,33 @@ class Answer:
             return []
         deltas = self._filter(self._reasoning.push(self._decoder.flush()) + self._reasoning.flush())
         rest = "" if self.stopped else self._stop.flush()
-        return join([*deltas, Delta("content", rest)] if rest else deltas)
+        deltas += [Delta("content", rest)] if rest else []
+        return join([*self._read_calls(deltas), *self._last_calls()])
 
     def _filter(self, deltas: list[Delta]) -> list[Delta]:
         if self.num_tokens <= self._min_tokens:
             return deltas
         checked = (Delta(part, self._stop.push(text) if part == "content" else text) for part, text in deltas)
         return [delta for delta in checked if delta.text]
+
+    def _read_calls(self, deltas: list[Delta]) -> list[Delta]:
+        if self._calls is None:
+            return deltas
+        read: list[Delta] = []
+        for delta in deltas:
+            read += _deltas(self._calls.push(delta.text)) if delta.part == "content" else [delta]
+        return read
+
+    def _last_calls(self) -> list[Delta]:
+        return [] if self._calls is None else list(_deltas(self._calls.flush()))
+
+
+def _deltas(events: Iterable[Event]) -> Iterator[Delta]:
+    for event in events:
+        if isinstance(event, CallStart):
+            yield Delta("call", event.name)
+        else:
+            yield Delta("content" if isinstance(event, Content) else "arguments", event.text)
 
 
 def join(deltas: Iterable[Delta]) -> list[Delta]:

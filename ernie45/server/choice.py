@@ -5,6 +5,7 @@ Knows nothing about the form in which answers are sent.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ernie45.config.sampling import TokenLogprob
 from ernie45.processor.tokenizer import IncrementalDecoder, Tokenizer
@@ -39,10 +40,12 @@ class Choice:
         self.index = index
         self.job = job
         self.silent = silent
-        self.answer = Answer(decoder, job.thinking, StopStrings(job.stop, job.include_stop), job.params.min_tokens)
+        stop = StopStrings(job.stop, job.include_stop)
+        calls = None if job.tools is None else job.tools.stream()
+        self.answer = Answer(decoder, job.thinking, stop, job.params.min_tokens, calls)
         self.pending = Piece()
         self.num_cached_tokens = 0
-        self.finish_reason: FinishReason | None = None
+        self.finish_reason: FinishReason | Literal["tool_calls"] | None = None
         self.stop_reason: str | int | None = None
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
@@ -62,6 +65,8 @@ class Choice:
             self._end(report)
         if self.answer.stopped:
             self.finish_reason, self.stop_reason = "stop", self.answer.stop_string
+        if self.finish_reason == "stop" and self.answer.num_calls:
+            self.finish_reason = "tool_calls"
 
     def take(self) -> Piece:
         """What is pending, which then is nothing."""

@@ -13,6 +13,7 @@ from ernie45.config.sampling import SamplingParams
 from ernie45.server.job import Job, ServedModel, Task
 from ernie45.server.protocol import CompletionRequest
 from ernie45.server.sampling import sampling_params, seeds, stop_strings
+from ernie45.server.structured import answer_form, grammar
 from ernie45.server.translate import check_text_fits, choose_model, task_fields
 
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -66,4 +67,10 @@ def _params(request: CompletionRequest, model: ServedModel) -> SamplingParams:
     if of_prompt is not None and max_tokens <= 1:
         # Harnesses that score a prompt ask for one token more and drop the last entry: it must be there, also for an end token.
         params = replace(params, stop_token_ids=(), min_tokens=0)
-    return replace(params, max_tokens=max(max_tokens, 1), logprobs=request.logprobs, prompt_logprobs=of_prompt)
+    return replace(
+        params,
+        max_tokens=max(max_tokens, 1),
+        logprobs=request.logprobs,
+        prompt_logprobs=of_prompt,
+        grammar=grammar(answer_form(request), None, None),
+    )

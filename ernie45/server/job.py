@@ -10,6 +10,7 @@ from ernie45.config.sampling import SamplingParams
 from ernie45.processor import Processor
 from ernie45.processor.media_cache import LoadedMedia
 from ernie45.server.sampling import SamplingDefaults
+from ernie45.server.tools import TOOL_FORMATS, ToolFormat, ToolUse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class ServedModel:
     adapters       names of LoRA adapters; asking for one selects it.
     max_model_len  tokens of the context.
     allow_chat_template  whether a request may bring a template, a program of a stranger, of its own.
+    tool_format    how the model writes tool calls.
     media          the pictures of the request, where they are loaded already (`media.RequestMedia`).
     """
 
@@ -29,6 +31,7 @@ class ServedModel:
     adapters: tuple[str, ...] = ()
     max_model_len: int
     allow_chat_template: bool = False
+    tool_format: ToolFormat = TOOL_FORMATS["ernie45"]
     media: tuple[LoadedMedia, ...] | None = None
 
 
@@ -39,6 +42,7 @@ class Job:
     thinking      whether the prompt left a thought open.
     stop          strings that end the answer; include_stop: whether what ends it, string or token, belongs to it.
     own_stop_ids  tokens of `params.stop_token_ids` that the request names and not the model.
+    tools         how tool calls are found in the answer; None: they are text.
     resumed       tokens at the end of the prompt that are the beginning of the answer.
     prompt_index  which prompt of the request this is; jobs that share one stand together.
     """
@@ -50,6 +54,7 @@ class Job:
     include_stop: bool = False
     own_stop_ids: tuple[int, ...] = ()
     skip_special_tokens: bool = True
+    tools: ToolUse | None = None
     resumed: tuple[int, ...] = ()
     prompt_index: int = 0
 

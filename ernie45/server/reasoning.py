@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 
 THINK_END = "</think>"
 
-Part = Literal["reasoning", "content"]
+# Of a tool call, first its name, then its arguments in pieces; see `tools`.
+Part = Literal["reasoning", "content", "call", "arguments"]
 
 
 class Delta(NamedTuple):

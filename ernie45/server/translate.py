@@ -3,6 +3,7 @@
 Knows nothing about HTTP, threads or how the engine works.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,10 +20,11 @@ from ernie45.server.errors import ApiError
 from ernie45.server.job import Job, ServedModel, Task
 from ernie45.server.media import MediaRequest
 from ernie45.server.protocol import AssistantMessage, ChatRequest, ConversationFields, Message, UserMessage
-from ernie45.server.protocol.parts import ImagePart, TextPart, VideoPart
+from ernie45.server.protocol.parts import ImagePart, TextPart, ToolMessage, VideoPart
 from ernie45.server.protocol.sampling import SamplingFields
 from ernie45.server.sampling import sampling_params, seeds, stop_strings
 from ernie45.server.thinking import thinking_budget, thinking_switch, thought_is_open
+from ernie45.server.tool_choice import answer_grammar, tool_use, tools_of
 
 _MAX_CHARACTERS_PER_TOKEN = 64  # on average; long runs of one character come near it
 _MIN_TOKENS_PER_PICTURE = 3  # itself and its two markers
@@ -33,6 +35,7 @@ def translate(request: ChatRequest, model: ServedModel) -> Task:
     """Decodes and encodes what the request brings, so it may take seconds. ApiError or Ernie45Error for a bad one."""
     prompt = chat_prompt(request, model)
     processor = model.processor
+    tools = tool_use(request, model.tool_format)
     thinking = thought_is_open(prompt.token_ids, processor.think_start_id, processor.think_end_id)
     job = Job(
         prompt=prompt,
@@ -42,6 +45,7 @@ def translate(request: ChatRequest, model: ServedModel) -> Task:
         include_stop=bool(request.include_stop_str_in_output),
         own_stop_ids=tuple(request.stop_token_ids or ()),
         skip_special_tokens=request.skip_special_tokens is not False,
+        tools=tools,
         resumed=tuple(request.completion_token_ids or ()),
     )
     name, adapter = choose_model(request.model, model)
@@ -67,10 +71,12 @@ def conversation_prompt(request: ConversationFields, model: ServedModel, add_gen
     """The messages through the template."""
     messages = request.messages or []
     template = _template(request, model)
+    tools = tools_of(request)
     _check_messages(messages, model)
+    check_text_fits("tools", json.dumps(tools), model.max_model_len)
     dicts = [message.model_dump(exclude_none=True) for message in messages]
     thinking = thinking_switch(request) is not False
-    return model.processor.encode_chat(dicts, thinking, add_generation_prompt, template=template, media=model.media)
+    return model.processor.encode_chat(dicts, thinking, add_generation_prompt, tools, media=model.media, template=template)
 
 
 def task_fields(request: SamplingFields) -> Task:
@@ -161,6 +167,8 @@ def _check_no_template(request: ChatRequest) -> None:
 
 def _template(request: ConversationFields, model: ServedModel) -> ChatTemplate:
     template, arguments = model.processor.template, _template_arguments(request)
+    if tools_of(request) or any(isinstance(message, ToolMessage) for message in request.messages or ()):
+        template = template.with_tools()
     if request.chat_template is not None:
         if not model.allow_chat_template:
             raise RequestError(
@@ -212,6 +220,7 @@ def _params(request: ChatRequest, model: ServedModel, thinking: bool) -> Samplin
         max_tokens=max_tokens,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         thinking=thinking_budget(request, max_tokens, processor) if thinking else None,
+        grammar=answer_grammar(request, model.tool_format, processor, thinking),
     )
 
 
@@ -247,7 +256,8 @@ def _check_size(messages: Sequence[Message], max_model_len: int) -> None:
         num_characters += sum(map(len, texts))
         num_pictures += len(parts) - len(texts)
         if isinstance(message, AssistantMessage):
-            num_characters += len(message.reasoning_content or "")
+            calls = (len(call.function.name) + len(call.function.arguments) for call in message.tool_calls or ())
+            num_characters += len(message.reasoning_content or "") + sum(calls)
     _check_fits("messages", num_characters, "characters", 1 / _MAX_CHARACTERS_PER_TOKEN, max_model_len)
     _check_fits("messages", num_pictures, "pictures", _MIN_TOKENS_PER_PICTURE, max_model_len)
     _check_fits("messages", len(messages), "messages", 1, max_model_len)

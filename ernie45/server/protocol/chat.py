@@ -10,6 +10,8 @@ from pydantic import Field
 from ernie45.server.protocol.base import ApiRequest, Strict, TokenId
 from ernie45.server.protocol.parts import Message
 from ernie45.server.protocol.sampling import MAX_TOP_LOGPROBS, SamplingFields
+from ernie45.server.protocol.structured import StructuredFields
+from ernie45.server.protocol.tools import ToolFields
 
 MAX_METADATA = 16
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -21,7 +23,7 @@ class TemplateOptions(Strict):
     thinking_mode: Literal["open", "close", "true", "false"] | bool | None = Field(None, description="open or close")
 
 
-class ConversationFields(ApiRequest):
+class ConversationFields(ToolFields, ApiRequest):
     """What makes the prompt of a chat. Ways to switch thinking that disagree are refused."""
 
     messages: list[Message] | None = Field(None, description="the conversation, oldest first")
@@ -47,9 +49,10 @@ class ConversationFields(ApiRequest):
     )
 
 
-class ChatRequest(SamplingFields, ConversationFields):
+class ChatRequest(SamplingFields, StructuredFields, ConversationFields):
     """Body of POST /v1/chat/completions. messages or prompt_token_ids must be given."""
 
+    parallel_tool_calls: bool | None = Field(None, description="whether one answer may have several calls; default: yes")
     reasoning_max_tokens: int | None = Field(
         None, ge=1, description="tokens of thought at most, then it is closed; default: 0.8 of max_tokens, if that is given"
     )
@@ -75,12 +78,8 @@ class ChatRequest(SamplingFields, ConversationFields):
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
         "best_of": (1,),
-        "tools": ([],),
-        "tool_choice": ("none",),
-        "parallel_tool_calls": (True, False),
         "functions": ([],),
         "function_call": ("none",),
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "store": (False,),
         "service_tier": ("auto", "default"),
@@ -88,11 +87,6 @@ class ChatRequest(SamplingFields, ConversationFields):
         "audio": (),
         "prediction": (),
         "web_search_options": (),
-        "structural_tag": (),
-        "guided_json": (),
-        "guided_regex": (),
-        "guided_choice": (),
-        "guided_grammar": (),
         "logits_processors_args": (),
     }
 

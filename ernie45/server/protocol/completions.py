@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag
 
 from ernie45.server.protocol.base import TokenId
 from ernie45.server.protocol.sampling import MAX_TOP_LOGPROBS, SamplingFields
+from ernie45.server.protocol.structured import StructuredFields
 
 MAX_PROMPTS = 1024
 _Ids = Annotated[list[TokenId], Field(min_length=1)]
@@ -32,7 +33,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(SamplingFields, StructuredFields):
     """Body of POST /v1/completions."""
 
     prompt: Prompt = Field(
@@ -47,11 +48,5 @@ class CompletionRequest(SamplingFields):
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
         "suffix": ("",),
-        "response_format": ({"type": "text"},),
-        "guided_json": (),
-        "guided_regex": (),
-        "guided_choice": (),
-        "guided_grammar": (),
-        "structural_tag": (),
         "logits_processors_args": (),
     }

@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from ernie45.processor.messages import MAX_UUID_CHARACTERS
 from ernie45.server.protocol.base import Strict
+from ernie45.server.protocol.tools import ToolCall
 
 Uuid = Annotated[str, Field(min_length=1, max_length=MAX_UUID_CHARACTERS)]
 UUID_DESCRIPTION = (
@@ -101,9 +102,23 @@ class AssistantMessage(Strict):
 
     role: Literal["assistant"] = Field(description="assistant")
     content: Text | None = Field(None, description="the answer")
+    tool_calls: list[ToolCall] | None = Field(None, max_length=1024, description="functions that it called")
     reasoning_content: str | None = Field(None, description="the thought that led to the content")
     name: str | None = Field(None, description="who speaks; has no effect")
+    # What the SDK's objects bring along when an answer is sent back.
     refusal: None = Field(None, description="only null: this model gives none")
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="only null or empty")
+    audio: None = Field(None, description="only null")
+    function_call: None = Field(None, description="only null: see tool_calls")
 
 
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+class ToolMessage(Strict):
+    """What a function gave back. Results stand in the order of the calls."""
+
+    role: Literal["tool"] = Field(description="tool")
+    content: Text = Field(description="the result, as the model shall read it")
+    tool_call_id: str | None = Field(None, description="which call this is the result of")
+    name: str | None = Field(None, description="of the function; has no effect")
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]

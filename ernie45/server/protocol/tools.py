@@ -64,7 +64,6 @@ class ToolFields(Strict):
         description="auto, the default: the model may call functions; none: it sees none; required: it must call at least one; "
         "or the function it must call. Where it must, the arguments match their schema",
     )
-    parallel_tool_calls: bool | None = Field(None, description="whether one answer may have several calls; default: yes")
 
 
 class FunctionCall(Strict):

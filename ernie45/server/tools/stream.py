@@ -8,6 +8,7 @@ they may have been sent already; so does one that is cut off by the end of the a
 """
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ernie45.server.tools.call import CallReader
@@ -39,15 +40,31 @@ class CallArguments(NamedTuple):
 Event = Content | CallStart | CallArguments
 
 
+@dataclass(frozen=True, kw_only=True)
+class ToolUse:
+    """How the calls of an answer are found. names: of the functions that were offered. single: the first call ends it."""
+
+    form: ToolFormat
+    names: tuple[str, ...]
+    single: bool = False
+
+    def stream(self) -> "ToolCallStream":
+        """A reader for one answer."""
+        return ToolCallStream(self.form, self.names, self.single)
+
+
 class ToolCallStream:
     """Reads the text behind the thought, whose calls are none; see `reasoning`.
 
     num_calls: calls so far.
+    done: the only call is complete: nothing more will be read.
     """
 
-    def __init__(self, form: ToolFormat, names: Collection[str]) -> None:
-        """names: of the functions that were offered."""
+    def __init__(self, form: ToolFormat, names: Collection[str], single: bool = False) -> None:
+        """names: of the functions that were offered. single: there is at most one call, and nothing behind it."""
         self.num_calls = 0
+        self.done = False
+        self._single = single
         self._form = form
         self._names = names
         self._events: list[Event] = []
@@ -70,6 +87,8 @@ class ToolCallStream:
         """The rest, when the answer ends; call it once."""
         while self._call is not None and not self._call.started:
             self._read(self._give_up())
+        if self.done:
+            return []
         if self._call is not None:
             self._add_arguments(self._rest)
         elif self._tag or not self._behind_tag:
@@ -83,7 +102,7 @@ class ToolCallStream:
     def _read(self, text: str) -> None:
         """Read character by character; what a step could not use is read again."""
         position = 0
-        while position < len(text):
+        while position < len(text) and not self.done:
             character = text[position]
             step = self._text if self._call is None else self._broken_call if self._broken else self._call_text
             again = step(character)
@@ -174,6 +193,7 @@ class ToolCallStream:
     def _end_call(self) -> None:
         self._call, self._broken, self._rest, self._raw = None, False, "", ""
         self._behind_tag = True
+        self.done = self._single
 
     def _give_up(self) -> str:
         """It was no call: its start tag is text, and what follows is to be read again as text."""
