@@ -67,12 +67,17 @@ class History:
         if not self._counts_tokens:
             return None
         self._catch_up()
-        if not draft:
-            return Counts(np.array(self._ids), np.array(self._counts))
-        counts = dict(zip(self._ids, self._counts, strict=True))
+        ids, counts = np.array(self._ids), np.array(self._counts)
+        new: dict[int, int] = {}
         for token_id in draft:
-            counts[token_id] = counts.get(token_id, 0) + 1
-        return Counts(np.fromiter(counts.keys(), np.int64), np.fromiter(counts.values(), np.int64))
+            slot = self._slot_of.get(token_id)
+            if slot is None:
+                new[token_id] = new.get(token_id, 0) + 1
+            else:
+                counts[slot] += 1
+        if new:
+            ids, counts = np.append(ids, list(new.keys())), np.append(counts, list(new.values()))
+        return Counts(ids, counts)
 
     def constraint(self, draft: Sequence[int] = ()) -> Constraint:
         """What the token behind the request's tokens and the draft may be."""
