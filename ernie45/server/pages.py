@@ -13,6 +13,8 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
+from ernie45.server.routes.openapi import answer_docs
+
 _PAGE = Path(__file__).parent / "web" / "index.html"
 SAMPLES = Path(__file__).parent.parent / "assets" / "samples"
 _SAMPLE_FIELDS = ("file", "question", "answer", "kind")
@@ -27,11 +29,16 @@ def add_pages(app: FastAPI, _: object) -> None:
     async def index() -> Response:
         return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
-    @app.get("/samples", summary="Sample pictures with questions")
+    @app.get("/samples", summary="Sample pictures with questions", responses=answer_docs(app, (405, 500)))
     async def samples() -> JSONResponse:
         return JSONResponse(read_samples())
 
-    @app.get("/samples/{file}", summary="One sample picture")
+    @app.get(
+        "/samples/{file}",
+        summary="One sample picture",
+        response_class=FileResponse,
+        responses=answer_docs(app, (404, 405, 500)),
+    )
     async def sample(file: str) -> Response:
         if file not in (entry["file"] for entry in read_samples()):
             raise HTTPException(404)

@@ -53,12 +53,7 @@ def answer_docs(app: FastAPI, statuses: tuple[int, ...], event: type[BaseModel] 
         schema = _schema(app, event)
         name = schema.get("title", event.__name__)
         app.state.schemas[name] = schema
-        text = f"with `stream`: lines of `data: ` and a JSON object ({name}, or an error), ended by `data: [DONE]`"
-        stream = {"schema": {"type": "string", "description": text}}
-        docs[200] = {
-            "description": "the answer; with `stream`, its pieces as they come",
-            "content": {"text/event-stream": stream},
-        }
+        docs[200] = {"description": "the answer, or its pieces as they come", "content": {"text/event-stream": _stream(name)}}
     return docs
 
 
@@ -77,6 +72,17 @@ def complete_openapi(app: FastAPI) -> None:
         return document
 
     app.openapi = openapi
+
+
+def _stream(event: str) -> dict[str, Any]:
+    """A stream of server-sent events, of which each has such an object, or an error, in JSON."""
+    objects = [{"$ref": _REF.format(model=name)} for name in (event, ErrorBody.__name__)]
+    json_data = {"contentMediaType": "application/json", "contentSchema": {"anyOf": objects}}
+    about = f"a {event} or an error, as JSON; [DONE] in the last event"
+    data: dict[str, Any] = {"type": "string", "description": about, "anyOf": [{"const": "[DONE]"}, json_data]}
+    kind = {"type": "string", "description": "message, unless the stream names its events"}
+    properties = {"data": data, "event": kind}
+    return {"schema": {"type": "object", "description": "one event", "properties": properties, "required": ["data"]}}
 
 
 def _schema(app: FastAPI, model: type[BaseModel]) -> dict[str, Any]:
