@@ -45,7 +45,7 @@ BANNED = {
 IMPORTED_WITHOUT_TORCH = ["ernie45", "ernie45.cli", "ernie45.processor", "ernie45.config.presets", "ernie45.config.parameters"]
 # Parts of a declared package that have a name of their own, and packages that are imported by another name.
 COME_WITH_ANOTHER = ["starlette", "pydantic_core"]
-DISTRIBUTION_OF = {"pillow": "PIL"}
+DISTRIBUTION_OF = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc"}
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 40, 6
@@ -154,7 +154,7 @@ def test_packages_stay_where_they_belong(package: str) -> None:
 def test_dependencies_are_those_that_are_imported() -> None:
     imported = {name.split(".")[0] for path in files_below("ernie45") for name in imports_of(path)}
     imported -= {*sys.stdlib_module_names, "ernie45"} | set(COME_WITH_ANOTHER)
-    declared = {DISTRIBUTION_OF.get(name, name) for name in _declared("dependencies") + _declared("train")}
+    declared = {DISTRIBUTION_OF.get(name, name) for name in _declared("dependencies") + _declared("train") + _declared("hf")}
     assert imported == declared
 
 
