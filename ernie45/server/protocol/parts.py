@@ -107,7 +107,9 @@ class AssistantMessage(Strict):
     name: str | None = Field(None, description="who speaks; has no effect")
     # What the SDK's objects bring along when an answer is sent back.
     refusal: None = Field(None, description="only null: this model gives none")
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="only null or empty")
+    annotations: Annotated[None, BeforeValidator(lambda value: None if value == [] else value)] = Field(
+        None, description="only null or empty"
+    )
     audio: None = Field(None, description="only null")
     function_call: None = Field(None, description="only null: see tool_calls")
 
