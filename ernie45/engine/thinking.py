@@ -13,4 +13,6 @@ def forced_token(budget: ThinkingBudget, num_generated: int, is_closed: bool) ->
     """
     if is_closed or num_generated < budget.max_tokens:
         return None
-    return budget.end_token_ids[num_generated - budget.max_tokens]
+    place = num_generated - budget.max_tokens
+    # Past them comes only who is asked about a draft that did not close the thought, and is wrong for that.
+    return budget.end_token_ids[place] if place < len(budget.end_token_ids) else None
