@@ -83,11 +83,6 @@ class EngineConfig:
             )
         if self.dtype not in (None, "float32", "bfloat16"):
             raise ConfigError(f"dtype ({self.dtype!r}) must be float32, bfloat16 or left out")
-        if self.overlap and self.speculation.method != "none":
-            raise ConfigError(
-                f"overlap ({self.overlap}) must be off with speculation ({self.speculation.method}): a draft begins with "
-                "the token that the step before draws; switch one of them off"
-            )
         if not self.prefix_cache and (self.host_cache_bytes or self.disk_cache_folder is not None):
             raise ConfigError(
                 f"host_cache_bytes ({self.host_cache_bytes}) and disk_cache_folder ({self.disk_cache_folder}) are tiers of the "
