@@ -213,25 +213,92 @@ template <class T> void read_row(const T* x, int n, float* y) {
     for (int i = 0; i < n; ++i) y[i] = widen(x[i]);
 }
 
-template <class T> float dot(const float* x, const T* w, int k) {
-    vec sums = {};
+// Scores of G query heads against N tokens, whose keys start at k[0 ... N): each vector of keys is widened once for all heads, each
+// of the queries read once for all tokens. scores[head * length + token].
+template <int G, int N, class T> void score(const float* q, const T* const* k, int dim, float scale, float* scores, int length) {
+    vec sums[G][N] = {};
     int i = 0;
-    for (; i + LANES <= k; i += LANES) sums += load(x + i) * load(w + i);
-    float sum = total(sums);
-    for (; i < k; ++i) sum += x[i] * widen(w[i]);
-    return sum;
+    for (; i + LANES <= dim; i += LANES) {
+        vec keys[N];
+        for (int t = 0; t < N; ++t) keys[t] = load(k[t] + i);
+        for (int head = 0; head < G; ++head) {
+            vec query = load(q + head * dim + i);
+            for (int t = 0; t < N; ++t) sums[head][t] += query * keys[t];
+        }
+    }
+    for (int head = 0; head < G; ++head)
+        for (int t = 0; t < N; ++t) {
+            float sum = total(sums[head][t]);
+            for (int j = i; j < dim; ++j) sum += q[head * dim + j] * widen(k[t][j]);
+            scores[int64_t(head) * length + t] = sum * scale;
+        }
+}
+
+// sums [G, dim] of weights [G, length] times values; W vectors of a value at a time stay in registers for all tokens
+template <int G, int W, class T, class At> void weigh(const float* weights, int length, At at, int from, int dim, float* sums) {
+    vec total[G][W] = {};
+    for (int t = 0; t < length; ++t) {
+        const T* v = at(t) + from;
+        for (int j = 0; j < W; ++j) {
+            vec value = load(v + j * LANES);
+            for (int head = 0; head < G; ++head) total[head][j] += value * weights[int64_t(head) * length + t];
+        }
+    }
+    for (int head = 0; head < G; ++head)
+        for (int j = 0; j < W; ++j) store(sums + head * dim + from + j * LANES, total[head][j]);
+}
+
+void softmax(float* s, int length) {
+    float top = *std::max_element(s, s + length);
+    int t = 0;
+    vec mass = {};
+    for (; t + LANES <= length; t += LANES) {
+        vec e = exponential(load(s + t) - top);
+        store(s + t, e);
+        mass += e;
+    }
+    float sum = total(mass);
+    for (; t < length; ++t) sum += s[t] = std::exp(s[t] - top);
+    for (t = 0; t < length; ++t) s[t] /= sum;
+}
+
+// G query heads that share a KV head: q [G, dim] turned; keys(t), values(t) point to the rows of token t; out [G, dim]
+template <int G, class T, class Keys, class Values>
+void attend_heads(const float* q, int dim, int length, Keys keys, Values values, float* scores, float* out) {
+    constexpr int N = 4;
+    float scale = 1.0f / std::sqrt(float(dim));
+    int t = 0;
+    for (; t + N <= length; t += N) {
+        const T* k[N] = {keys(t), keys(t + 1), keys(t + 2), keys(t + 3)};
+        score<G, N>(q, k, dim, scale, scores + t, length);
+    }
+    for (; t < length; ++t) {
+        const T* k[1] = {keys(t)};
+        score<G, 1>(q, k, dim, scale, scores + t, length);
+    }
+    for (int head = 0; head < G; ++head) softmax(scores + int64_t(head) * length, length);
+    int i = 0;
+    for (; i + 4 * LANES <= dim; i += 4 * LANES) weigh<G, 4, T>(scores, length, values, i, dim, out);
+    for (; i + LANES <= dim; i += LANES) weigh<G, 1, T>(scores, length, values, i, dim, out);
+    for (; i < dim; ++i)
+        for (int head = 0; head < G; ++head) {
+            float sum = 0;
+            for (t = 0; t < length; ++t) sum += scores[int64_t(head) * length + t] * widen(values(t)[i]);
+            out[head * dim + i] = sum;
+        }
 }
 
 // One sequence's new token, one KV head and the query heads that share it: rope, write to its slot, attend to all its tokens.
 template <class T> void attend(const T* qkv, int r, int kv_head, Heads n, const float* turns, const Pages<T>& p, T* out) {
     static thread_local std::vector<float> scores, q, k, sums;
+    static thread_local std::vector<int64_t> rows;
     int group = n.query / n.kv, width = n.kv * n.dim, length = int(p.lengths[r]);
     const T* row = qkv + int64_t(r) * (n.query + 2 * n.kv) * n.dim;
     const float* turn = turns + int64_t(r) * n.dim;
     q.resize(size_t(group) * n.dim);
     k.resize(n.dim);
-    sums.assign(size_t(group) * n.dim, 0.0f);
-    scores.resize(size_t(length) * group);
+    sums.resize(size_t(group) * n.dim);
+    scores.resize(size_t(length) * std::min(group, 4));
     read_row(row + kv_head * group * n.dim, group * n.dim, q.data());
     read_row(row + (n.query + kv_head) * n.dim, n.dim, k.data());
     for (int head = 0; head < group; ++head) rotate(q.data() + head * n.dim, turn, n.dim);
@@ -240,31 +307,20 @@ template <class T> void attend(const T* qkv, int r, int kv_head, Heads n, const 
     for (int i = 0; i < n.dim; ++i) narrow(k[i], p.keys[slot + i]);
     std::memcpy(p.values + slot, row + (n.query + n.kv + kv_head) * n.dim, n.dim * sizeof(T));
     const int64_t* pages = p.table + int64_t(r) * p.num_pages;
-    auto at = [&](const T* base, int t) { return base + (pages[t / p.page_size] * p.page_size + t % p.page_size) * width + kv_head * n.dim; };
-    float scale = 1.0f / std::sqrt(float(n.dim));
-    for (int t = 0; t < length; ++t)
-        for (int head = 0; head < group; ++head) scores[int64_t(head) * length + t] = dot(q.data() + head * n.dim, at(p.keys, t), n.dim) * scale;
-    for (int head = 0; head < group; ++head) {
-        float* s = scores.data() + int64_t(head) * length;
-        float top = *std::max_element(s, s + length), sum = 0;
-        int t = 0;
-        vec mass = {};
-        for (; t + LANES <= length; t += LANES) {
-            vec e = exponential(load(s + t) - top);
-            store(s + t, e);
-            mass += e;
-        }
-        sum = total(mass);
-        for (; t < length; ++t) sum += s[t] = std::exp(s[t] - top);
-        for (t = 0; t < length; ++t) s[t] /= sum;
-    }
-    for (int t = 0; t < length; ++t) {
-        const T* v = at(p.values, t);
-        for (int head = 0; head < group; ++head) {
-            float weight = scores[int64_t(head) * length + t], *o = sums.data() + head * n.dim;
-            int i = 0;
-            for (; i + LANES <= n.dim; i += LANES) store(o + i, load(o + i) + load(v + i) * weight);
-            for (; i < n.dim; ++i) o[i] += weight * widen(v[i]);
+    rows.resize(length);
+    for (int t = 0; t < length; t += p.page_size)
+        for (int i = 0; i < std::min(p.page_size, length - t); ++i)
+            rows[t + i] = (pages[t / p.page_size] * p.page_size + i) * width + kv_head * n.dim;
+    auto keys = [&](int t) { return (const T*)p.keys + rows[t]; };
+    auto values = [&](int t) { return (const T*)p.values + rows[t]; };
+    for (int head = 0; head < group;) {
+        const float* query = q.data() + head * n.dim;
+        float* sum = sums.data() + head * n.dim;
+        switch (std::min(4, group - head)) {
+            case 1: attend_heads<1, T>(query, n.dim, length, keys, values, scores.data(), sum), head += 1; break;
+            case 2: attend_heads<2, T>(query, n.dim, length, keys, values, scores.data(), sum), head += 2; break;
+            case 3: attend_heads<3, T>(query, n.dim, length, keys, values, scores.data(), sum), head += 3; break;
+            default: attend_heads<4, T>(query, n.dim, length, keys, values, scores.data(), sum), head += 4;
         }
     }
     round_to(sums.data(), group * n.dim, out + (int64_t(r) * n.query + kv_head * group) * n.dim);
