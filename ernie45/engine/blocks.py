@@ -1,6 +1,7 @@
 """Rows over a wide vocabulary, looked at in blocks: first each block's largest value or sum, then only the blocks that matter.
 
-Knows nothing about what the values mean.
+Knows nothing about what the values mean. In names, N is the number of blocks, B the values in one, C the values looked for
+and M those looked through for them.
 """
 
 import torch
@@ -35,11 +36,10 @@ def likeliest(logits_RV: Tensor, width: int) -> Tensor:
         return logits_RV.sort(dim=-1, descending=True, stable=True).indices
     if width * 4 * BLOCK > logits_RV.shape[1]:
         return logits_RV.topk(width, dim=-1).indices
-    # The C largest logits are in the C blocks with the largest ones, or behind the last whole block. Blocks in order, so that
-    # equal logits are, too.
+    # The C largest logits are in the C blocks with the largest ones, or behind the last whole block.
     num_whole = logits_RV.shape[1] // BLOCK * BLOCK
     blocks_RNB = logits_RV[:, :num_whole].unflatten(1, (-1, BLOCK))
-    index_RC = blocks_RNB.amax(-1).topk(width, dim=-1, sorted=False).indices.sort(-1).values
+    index_RC = blocks_RNB.amax(-1).topk(width, dim=-1, sorted=False).indices
     inside_RM = blocks_RNB.gather(1, index_RC[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
     found_RM = torch.cat([inside_RM, logits_RV[:, num_whole:]], dim=1)
     best_RC = found_RM.topk(width, dim=-1).indices

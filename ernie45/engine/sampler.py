@@ -87,10 +87,10 @@ def sample_with_logprobs(logits_RV: Tensor, draws: Sequence[Draw]) -> tuple[list
     asking = [row for row, draw in enumerate(draws) if draw.params.logprobs is not None]
     if not asking:
         return sample(logits_RV, draws).tolist(), []
-    raw_LV = logits_RV[asking]  # a copy: the model's own distribution, before anybody changes it
+    raw_RV = logits_RV[asking]  # a copy: the model's own distribution, before anybody changes it
     token_ids: list[int] = sample(logits_RV, draws).tolist()
     entries: list[TokenLogprob | None] = [None] * len(draws)
-    told = token_logprobs(raw_LV, [token_ids[row] for row in asking], [draws[row].params.logprobs or 0 for row in asking])
+    told = token_logprobs(raw_RV, [token_ids[row] for row in asking], [draws[row].params.logprobs or 0 for row in asking])
     for row, entry in zip(asking, told, strict=True):
         entries[row] = entry
     return token_ids, entries

@@ -1,9 +1,13 @@
 """Log-probabilities of single rows against torch's own log_softmax in float64."""
 
+import numpy as np
 import torch
 
+from ernie45.config.inputs import ModelInput
+from ernie45.config.sampling import SamplingParams, TokenLogprob
 from ernie45.engine import logprobs
 from ernie45.engine.logprobs import prompt_logprobs, token_logprobs
+from ernie45.engine.request import Request
 
 
 def test_equal_those_of_the_whole_distribution():
@@ -23,6 +27,24 @@ def test_equal_those_of_the_whole_distribution():
 def test_equal_tokens_share_a_rank():
     logits_RV = torch.tensor([[0.0, 2.0, 2.0, 1.0]]).expand(4, -1)
     assert [entry.rank for entry in token_logprobs(logits_RV, [0, 1, 2, 3], [0] * 4)] == [4, 1, 1, 3]
+
+
+def test_what_was_told_before_a_preemption_is_not_told_again():
+    entries = [TokenLogprob(place, -1.0, 1) for place in range(1, 10)]
+    inputs = ModelInput(
+        token_ids=np.arange(10),
+        is_vision=np.zeros(10, dtype=bool),
+        positions=np.zeros((10, 3), dtype=np.int64),
+        patches=np.zeros((0, 12), dtype=np.uint8),
+        media=(),
+        next_position=10,
+    )
+    request = Request(request_id="1", inputs=inputs, params=SamplingParams(prompt_logprobs=0))
+    for first, end in ((1, 5), (1, 3), (3, 7), (7, 10)):  # two chunks, the second one lost and computed in other pieces
+        assert request.owes_prompt_logprobs
+        request.extend_prompt_logprobs(first, entries[first - 1 : end - 1])
+    assert request.prompt_logprobs == [None, *entries]
+    assert not request.owes_prompt_logprobs
 
 
 def test_a_prompt_never_has_more_logits_than_a_few_rows():
