@@ -76,9 +76,16 @@ def test_state(server: Any) -> None:
 
 def test_adapters_are_models(start: Any) -> None:
     server = start().wait()
-    server.service.config = replace(server.config, engine=EngineConfig(lora_modules=(("poet", "adapters/poet"),)))
+    server.service.config = replace(
+        server.config, engine=EngineConfig(lora_modules=(("poet", "adapters/poet"), ("org/poet", "adapters/other")))
+    )
     cards = server.client.get("/v1/models").json()["data"]
-    assert [(card["id"], card["root"], card["parent"]) for card in cards] == [("fake", "fake", None), ("poet", "fake", "fake")]
+    assert [(card["id"], card["root"], card["parent"]) for card in cards] == [
+        ("fake", "fake", None),
+        ("poet", "fake", "fake"),
+        ("org/poet", "fake", "fake"),
+    ]
+    assert server.client.get("/v1/models/org/poet").json() == server.client.get("/v1/models/org%2Fpoet").json() == cards[2]
     assert server.client.get("/v1/models/poet").json() == cards[1]
     assert server.client.get("/v1/models/other").status_code == 404
     for name, adapter in (("poet", "poet"), ("fake", None), ("default", None)):

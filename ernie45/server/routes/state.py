@@ -17,7 +17,7 @@ from ernie45.server.service import Service
 
 
 def add_models(app: FastAPI, service: Service) -> None:
-    """GET /v1/models and /v1/models/{name}."""
+    """GET /v1/models and /v1/models/NAME."""
     started = int(time.time())
 
     def cards() -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def add_models(app: FastAPI, service: Service) -> None:
         return JSONResponse({"object": "list", "data": cards()})
 
     @app.get(
-        "/v1/models/{name}",
+        "/v1/models/{name:path}",  # a name may have slashes
         summary="One model or adapter",
         response_model=ModelCard,
         responses=answer_docs(app, (*ANY, 404)),
