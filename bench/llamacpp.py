@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gguf  # pyright: ignore[reportMissingImports]
 import numpy as np
@@ -29,18 +29,11 @@ from ernie45.config.model import ModelConfig
 from ernie45.config.parameters import count_active
 from ernie45.config.sampling import SamplingParams
 from ernie45.engine.llm import LLM
-from ernie45.model.moe import FeedForward, HeterogeneousMoE
+from ernie45.model.moe import FeedForward
 from ernie45.model.multimodal import ErnieModel
 
 NUM_PROMPT, NUM_GENERATED, CONTEXT = 2048, 33, 2304
 ARCHITECTURE = gguf.MODEL_ARCH.ERNIE4_5_MOE
-
-
-class Spans(NamedTuple):
-    """Seconds of a prefill of NUM_PROMPT tokens, and of one decoded token."""
-
-    prefill: float
-    decode: float
 
 
 def write_gguf(model: ErnieModel, path: Path) -> None:
@@ -83,7 +76,7 @@ def _add_settings(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
     writer.add_tokenizer_model("none")
 
 
-def _tensors(model: ErnieModel) -> list[tuple[str, Tensor]]:
+def _tensors(model: Any) -> list[tuple[str, Tensor]]:
     config = model.config
     sizes = [config.num_heads * config.head_dim] + 2 * [config.num_kv_heads * config.head_dim]
     found = [("token_embd.weight", model.embed_tokens.weight), ("output_norm.weight", model.norm.weight)]
@@ -99,7 +92,7 @@ def _tensors(model: ErnieModel) -> list[tuple[str, Tensor]]:
     return found
 
 
-def _feed_forward(mlp: FeedForward | HeterogeneousMoE) -> list[tuple[str, Tensor]]:
+def _feed_forward(mlp: Any) -> list[tuple[str, Tensor]]:
     if isinstance(mlp, FeedForward):
         return _dense(mlp, "")
     pool = mlp.pools["text"]
@@ -141,14 +134,14 @@ class Peer:
         return json.loads(line)
 
 
-def our_run(llm: LLM, inputs: ModelInput, clock: int) -> Spans:
-    """clock: 0 for CPU time, 1 for wall time."""
+def our_decode(llm: LLM, inputs: ModelInput, clock: int) -> float:
+    """Seconds of one decoded token. clock: 0 for CPU time, 1 for wall time."""
     clocks = []
     for event in llm.stream(inputs, SamplingParams(temperature=0, max_tokens=NUM_GENERATED)):
         clocks.append(_clocks()[clock])
         if event.finish_reason is not None:
             break
-    return Spans(0.0, (clocks[-1] - clocks[0]) / (NUM_GENERATED - 1))
+    return (clocks[-1] - clocks[0]) / (NUM_GENERATED - 1)
 
 
 def our_prefill(llm: LLM, inputs: ModelInput, clock: int) -> float:
@@ -205,8 +198,35 @@ def measure(peer: Peer, llm: LLM, prompt: ModelInput, runs: int, clock: int) -> 
         seconds["their prefill"].append(theirs["prefill"][clock])
         seconds["their decode"].append(theirs["decode"][clock] / (NUM_GENERATED - 1))
         seconds["our prefill"].append(our_prefill(llm, prompt, clock))
-        seconds["our decode"].append(our_run(llm, prompt, clock).decode)
+        seconds["our decode"].append(our_decode(llm, prompt, clock))
     return seconds
+
+
+def compare(peer: Peer, llm: LLM, runs: int, threads: int) -> tuple[list[dict[str, object]], str]:
+    """The table, and what to know of it."""
+    clock = 0 if threads == 1 else 1
+    config = llm.model.config
+    seconds = measure(peer, llm, make_prompt(config, NUM_PROMPT), runs, clock)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    active_bytes, limit = 2 * count_active(config), bandwidth(threads, clock)
+    phases = (("prefill", f"{NUM_PROMPT} tokens", NUM_PROMPT), ("decode", f"batch 1, behind {NUM_PROMPT} tokens", 1))
+    shares = {"prefill": "", "decode": f"{active_bytes / median['our decode'] / limit:.0%}"}
+    rows = [
+        {
+            "phase": f"{phase}, {what}",
+            "llama.cpp tokens/s": num_tokens / median[f"their {phase}"],
+            "ernie45 tokens/s": num_tokens / median[f"our {phase}"],
+            "ratio": median[f"their {phase}"] / median[f"our {phase}"],
+            "ernie45, share of memory bandwidth": shares[phase],
+        }
+        for phase, what, num_tokens in phases
+    ]
+    note = (
+        f"model: `text_moe_2b` (`bench/shapes.py`), {active_bytes / 1e9:.2f} GB of weights active for a token, random; "
+        f"memory bandwidth, a sum over 1 GB: {limit / 1e9:.1f} GB/s; "
+        f"seconds are {('CPU', 'wall')[clock]} time, medians of {runs} runs in turns"
+    )
+    return rows, note
 
 
 def main() -> None:
@@ -217,47 +237,25 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the table, write no file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    clock = 0 if args.threads == 1 else 1
-    config = text_moe_2b()
     torch.manual_seed(0)
-    model = ErnieModel(config, dtype=torch.bfloat16).eval().requires_grad_(False)
+    model = ErnieModel(text_moe_2b(), dtype=torch.bfloat16).eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
         write_gguf(model, path)
         peer = Peer(args.llama_python, path, args.threads)
-        difference = check_agreement(model, peer, config)
+        difference = check_agreement(model, peer, model.config)
         engine = EngineConfig(num_pages=CONTEXT // 16, max_num_seqs=1, prefix_cache=False)
-        seconds = measure(peer, LLM(model, engine), make_prompt(config, NUM_PROMPT), args.runs, clock)
+        rows, note = compare(peer, LLM(model, engine), args.runs, args.threads)
         peer.close()
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    active_bytes, limit = 2 * count_active(config), bandwidth(args.threads, clock)
-    rows = [
-        {
-            "phase": f"prefill, {NUM_PROMPT} tokens",
-            "llama.cpp tokens/s": NUM_PROMPT / median["their prefill"],
-            "ernie45 tokens/s": NUM_PROMPT / median["our prefill"],
-            "ratio": median["their prefill"] / median["our prefill"],
-            "ernie45, share of memory bandwidth": "",
-        },
-        {
-            "phase": "decode, batch 1",
-            "llama.cpp tokens/s": 1 / median["their decode"],
-            "ernie45 tokens/s": 1 / median["our decode"],
-            "ratio": median["their decode"] / median["our decode"],
-            "ernie45, share of memory bandwidth": f"{active_bytes / median['our decode'] / limit:.0%}",
-        },
-    ]
     for row in rows:
         print({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()})
-    if args.dry_run:
-        return
-    notes = [
-        f"llama-cpp-python {peer.version} (GGUF BF16), {args.threads} thread(s) each; seconds are {('CPU', 'wall')[clock]} time",
-        f"model: `text_moe_2b` (`bench/shapes.py`), {active_bytes / 1e9:.2f} GB of weights active for a token, random bf16 weights",
-        f"logits after 32 tokens differ by {difference:.3f} of their standard deviation at most",
-        f"memory bandwidth, a sum over 1 GB: {limit / 1e9:.1f} GB/s; medians of {args.runs} alternating runs",
-    ]
-    print(write_result("llama_cpp", "Text backbone against llama.cpp", rows, notes=notes))
+    if not args.dry_run:
+        notes = [
+            f"llama-cpp-python {peer.version} (GGUF BF16), {args.threads} thread(s) each",
+            note,
+            f"logits after 32 tokens differ by {difference:.3f} of their standard deviation at most",
+        ]
+        print(write_result("llamacpp", "Text backbone against llama.cpp", rows, notes=notes))
 
 
 if __name__ == "__main__":
