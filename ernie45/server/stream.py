@@ -60,7 +60,10 @@ class Runs:
 
     async def accept(self) -> None:
         """Return when the engine has taken all of them; raise what it says if it refuses one."""
-        await self._deadline.run(asyncio.gather(*(anext(reports) for reports in self._reports)))
+        replies = asyncio.gather(*(anext(reports) for reports in self._reports), return_exceptions=True)
+        for reply in await self._deadline.run(replies):  # all of them: a request cannot be closed while it is asked
+            if isinstance(reply, BaseException):
+                raise reply
 
     async def next(self) -> tuple[int, Tokens]:
         """The next report, and which request it belongs to. Call it only while one runs."""

@@ -136,7 +136,7 @@ def test_usage_in_every_chunk(server: Any) -> None:
     text = ""
     for event, count in zip(events[:-2], counts, strict=False):
         text += event["choices"][0]["delta"]["content"]
-        assert len(text) == count  # one byte is one token here
+        assert len(text) <= count <= len(text) + 1  # one byte is one token here, and the end may have come with the last
     assert server.chat(stream=True, stream_options=options | {"include_usage": False}).status_code == 400
 
 

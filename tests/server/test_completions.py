@@ -170,3 +170,13 @@ def test_answers_count_as_requests(start: Any, until: Any) -> None:
         response = server.client.post("/v1/completions", json={"prompt": "a", "n": 2})
         assert (response.status_code, response.headers["retry-after"]) == (429, "1")
     until(lambda: server.service.num_jobs == 0 and len(server.engine.aborted) == 3)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_prompt_that_the_engine_refuses_ends_all(server: Any, engine: Any, until: Any, stream: bool) -> None:
+    engine.say("on and on ", ends=False)
+    fine, long = [65] * 10, [65] * 1024
+    for prompts in ([long, fine], [fine, long], [long, long]):
+        error = complete(server, 400, prompt=prompts, n=2, stream=stream)["error"]
+        assert "must be shorter than" in error["message"]
+        until(lambda: not engine.has_work and server.service.num_jobs == 0)
