@@ -62,12 +62,12 @@ def tile(page: Page, name: str) -> Any:
 def test_it_draws_what_happens(open_page: Any, server: Any, engine: Any) -> None:
     page = open_page(server.url)
     expect(page.locator("#state.up")).to_contain_text("live")
-    expect(page.locator(".card")).to_have_count(8)
+    expect(page.locator(".card")).to_have_count(10)
     engine.say("abcdefgh")
     for _ in range(3):
         server.answer()
     expect(tile(page, "Generated")).not_to_have_text(re.compile("^(0|–) "))
-    expect(tile(page, "First token, p50")).to_contain_text("ms")
+    expect(tile(page, "TTFT, p50")).to_contain_text("ms")
     expect(page.locator("#chart-tokens > svg path.s0")).to_have_attribute("d", re.compile("L"))
     expect(page.locator("#chart-ttft svg[role=img]")).to_have_attribute("aria-label", re.compile(r"p50 [\d.]+ ms"))
     assert server.chat(temperature=-1).status_code == 400
