@@ -20,6 +20,7 @@ from ernie45.server.operation import add_operation
 from ernie45.server.pages import add_pages
 from ernie45.server.routes.generate import add_chat, add_completions
 from ernie45.server.routes.openapi import complete_openapi
+from ernie45.server.routes.responses import add_responses
 from ernie45.server.routes.state import add_models, add_state
 from ernie45.server.routes.tokens import add_tokens
 from ernie45.server.service import Service
@@ -30,6 +31,7 @@ _CLIENT_CLOSED_REQUEST = 499
 ROUTE_GROUPS: tuple[Callable[[FastAPI, Service], None], ...] = (
     add_chat,
     add_completions,
+    add_responses,
     add_tokens,
     add_models,
     add_state,
