@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ernie45.server.protocol.base import ApiRequest, Strict, TokenId
 from ernie45.server.protocol.parts import Message
-from ernie45.server.protocol.sampling import MAX_TOP_LOGPROBS, SamplingFields
+from ernie45.server.protocol.sampling import MAX_TOKENS, MAX_TOP_LOGPROBS, SamplingFields
 from ernie45.server.protocol.structured import StructuredFields
 from ernie45.server.protocol.tools import ToolFields
 
@@ -54,12 +54,18 @@ class ChatRequest(SamplingFields, StructuredFields, ConversationFields):
 
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may have several calls; default: yes")
     reasoning_max_tokens: int | None = Field(
-        None, ge=1, description="tokens of thought at most, then it is closed; default: 0.8 of max_tokens, if that is given"
+        None,
+        ge=1,
+        le=MAX_TOKENS,
+        description="tokens of thought at most, then it is closed; default: 0.8 of max_tokens, if that is given",
     )
     max_tokens: int | None = Field(
-        None, ge=1, description="tokens to generate at most; default: of the model, else what the context has left"
+        None,
+        ge=1,
+        le=MAX_TOKENS,
+        description="tokens to generate at most; default: of the model, else what the context has left",
     )
-    max_completion_tokens: int | None = Field(None, ge=1, description="the same as max_tokens")
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="the same as max_tokens")
     logprobs: bool | None = Field(None, description="send the log-probability of every token of the answer")
     top_logprobs: int | None = Field(
         None, ge=0, le=MAX_TOP_LOGPROBS, description="with logprobs: the likeliest tokens to list beside each"

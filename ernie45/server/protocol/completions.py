@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Discriminator, Field, Tag
 
 from ernie45.server.protocol.base import TokenId
-from ernie45.server.protocol.sampling import MAX_TOP_LOGPROBS, SamplingFields
+from ernie45.server.protocol.sampling import MAX_TOKENS, MAX_TOP_LOGPROBS, SamplingFields
 from ernie45.server.protocol.structured import StructuredFields
 
 MAX_PROMPTS = 1024
@@ -39,7 +39,9 @@ class CompletionRequest(SamplingFields, StructuredFields):
     prompt: Prompt = Field(
         description="a text, token ids, or a list of either; text goes to the model as it is, control tokens included"
     )
-    max_tokens: int | None = Field(None, ge=0, description="tokens to generate at most; default 16; 0 only with echo")
+    max_tokens: int | None = Field(
+        None, ge=0, le=MAX_TOKENS, description="tokens to generate at most; default 16; 0 only with echo"
+    )
     echo: bool | None = Field(None, description="whether the answer begins with the prompt; default: no")
     logprobs: int | None = Field(
         None, ge=0, le=MAX_TOP_LOGPROBS, description="send log-probabilities, and so many of the likeliest tokens beside each"

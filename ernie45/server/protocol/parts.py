@@ -84,7 +84,15 @@ TextAndMedia = Annotated[
 class SystemMessage(Strict):
     """What the model is told before the conversation."""
 
-    role: Literal["system", "developer"] = Field(description="both mean the same")
+    role: Literal["system"] = Field(description="system")
+    content: Text = Field(description="the instructions")
+    name: str | None = Field(None, description="who speaks; has no effect")
+
+
+class DeveloperMessage(Strict):
+    """The same by its newer name."""
+
+    role: Literal["developer"] = Field(description="developer")
     content: Text = Field(description="the instructions")
     name: str | None = Field(None, description="who speaks; has no effect")
 
@@ -123,4 +131,6 @@ class ToolMessage(Strict):
     name: str | None = Field(None, description="of the function; has no effect")
 
 
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+Message = Annotated[
+    SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]

@@ -12,6 +12,7 @@ from ernie45.server.protocol.base import ApiRequest, Strict, TokenId
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_CHOICES = 128
+MAX_TOKENS = 2**31 - 1  # more than any context has; what crosses to the engine must fit a machine word
 MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 1024
