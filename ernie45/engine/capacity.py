@@ -30,7 +30,7 @@ def num_pages(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> i
     """Pages by number, by memory, or by need and free memory. ConfigError if not even one fits."""
     if config.num_pages is not None:
         return config.num_pages
-    page_bytes = PagedKVCache.bytes_per_page(model, config.page_size, dtype)
+    page_bytes = PagedKVCache.bytes_per_page(model, config.page_size, dtype, with_mtp=config.speculation.method == "mtp")
     if config.kv_memory_bytes is not None:
         pages = config.kv_memory_bytes // page_bytes
     else:
@@ -42,6 +42,13 @@ def num_pages(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> i
             "give more memory or a smaller page_size"
         )
     return pages
+
+
+def overlaps(config: EngineConfig) -> bool:
+    """Whether the next step is planned while one runs: as configured, else on a GPU without speculation."""
+    if config.overlap is None:
+        return config.speculation.method == "none" and _kind(config) == "cuda"
+    return config.overlap
 
 
 def free_bytes(device: str) -> int:

@@ -15,14 +15,22 @@ from llguidance import LLMatcher
 
 from ernie45.checkpoint import load_model, resolve_model
 from ernie45.config.engine import EngineConfig
-from ernie45.config.errors import RequestError
+from ernie45.config.errors import ConfigError, RequestError
 from ernie45.config.inputs import ModelInput
 from ernie45.config.sampling import Grammar, SamplingParams
-from ernie45.engine.capacity import context_length, num_pages
+from ernie45.engine.adapters import Adapters
+from ernie45.engine.capacity import context_length, num_pages, overlaps
+from ernie45.engine.disk_pages import DiskPages
 from ernie45.engine.history import History
+from ernie45.engine.mtp import MTPProposer
+from ernie45.engine.page_copier import PageCopier, fingerprint, num_slots
+from ernie45.engine.pipeline import Pipeline
 from ernie45.engine.request import Completion, Event, Request
 from ernie45.engine.runner import Runner
-from ernie45.engine.scheduler import Scheduler, SchedulerStats
+from ernie45.engine.scheduler import Scheduler
+from ernie45.engine.speculative import NgramProposer, Speculator
+from ernie45.engine.stats import SchedulerStats
+from ernie45.engine.tiers import PageTiers
 from ernie45.model.cache import PagedKVCache
 from ernie45.model.multimodal import ErnieModel
 from ernie45.ops.decode import WIDE
@@ -50,12 +58,29 @@ class LLM:
         """
         self.model = model
         self.config = replace(config or EngineConfig(), device=str(model.device))
+        self.adapters = Adapters(model, self.config.lora_modules)
         pages = num_pages(self.config, model.config, model.dtype)
         cache = PagedKVCache(
-            model.config, num_pages=pages, page_size=self.config.page_size, dtype=model.dtype, device=model.device
+            model.config,
+            num_pages=pages,
+            page_size=self.config.page_size,
+            dtype=model.dtype,
+            device=model.device,
+            with_mtp=self.config.speculation.method == "mtp",
         )
-        self._scheduler = Scheduler(self.config, pages, context_length(self.config, model.config))
-        self._runner = Runner(model, cache, self.config.vision_cache_tokens)
+        self._runner = Runner(model, cache, self.config.vision_cache_tokens, self.adapters)
+        self._disk = _disk(model, self.config)
+        slots = num_slots(self.config.host_cache_bytes, cache.num_bytes // pages)
+        self._scheduler = Scheduler(
+            self.config,
+            pages,
+            context_length(self.config, model.config),
+            tiers=PageTiers(slots, self._disk),
+            is_encoded=self._runner.features.__contains__,
+        )
+        self._pipeline = Pipeline(self._scheduler, self._runner, PageCopier(cache, slots, self._disk))
+        self._looks_ahead = overlaps(self.config)
+        self._speculator = _speculator(model, self.config, self._runner)
         self._compile_grammar = compile_grammar
         self._inboxes: dict[str, deque[Event]] = {}
         self._ids = count()
@@ -83,10 +108,36 @@ class LLM:
         return self._scheduler.has_work
 
     def stats(self) -> SchedulerStats:
-        return self._scheduler.stats()
+        features, speculator = self._runner.features, self._speculator
+        stats = replace(
+            self._scheduler.stats(), num_encoded_units=features.num_encoded_units, num_encoder_hits=features.num_hits
+        )
+        if speculator is None:
+            return stats
+        return replace(
+            stats,
+            num_drafts=speculator.num_drafts,
+            num_proposed_tokens=speculator.num_proposed_tokens,
+            num_accepted_tokens=speculator.num_accepted_tokens,
+        )
+
+    def expert_tokens(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Expert pool -> MoE layer -> tokens that each expert has had since the start. Waits for the device: ask seldom."""
+        return self._runner.expert_load.tokens()
+
+    def close(self) -> None:
+        """End the engine's threads; cached pages go to the disk tier, if there is one, for the next start."""
+        self._pipeline.close()
+        if self._disk is not None:
+            self._pipeline.archive()
+            self._disk.close()
 
     def check_integrity(self) -> None:
         self._scheduler.check_integrity()
+
+    def add_adapter(self, name: str, folder: str | Path) -> None:
+        """Load a LoRA adapter that PEFT has saved; requests may name it from now on. Errors as in `Adapters.add`."""
+        self.adapters.add(name, folder)
 
     def submit(self, request: Request) -> None:
         """Queue a request; its events come out of `step`. RequestError, and nothing changes, if the model cannot take it."""
@@ -98,6 +149,8 @@ class LLM:
                 f"token ids ({inputs.token_ids.min()} to {inputs.token_ids.max()}) must be from 0 to {model.vocab_size - 1}; "
                 "use the model's own tokenizer"
             )
+        if request.adapter is not None:
+            request.adapter_hash = self.adapters.get(request.adapter).content_hash
         request.params.check_model(model.vocab_size, self.config.max_logprobs)
         request.history = self._history(request)
         self._scheduler.add(request)
@@ -115,14 +168,31 @@ class LLM:
 
     def abort(self, request_id: str) -> bool:
         """Drop a request, waiting or running, and free its pages at once. No event follows. False if it is not known."""
+        if self._speculator is not None:
+            self._speculator.forget(request_id)
         return self._scheduler.abort(request_id)
 
     def step(self) -> list[Event]:
-        """One step of the model for all requests: one event for each request that got a token. Empty without work."""
+        """One step of the model for all requests: one event for each request that got a token. Empty without work.
+
+        With overlap the events are those of the step before the one that this call starts. After an error nothing of the
+        cache is used any more, and unfinished requests begin anew.
+        """
+        if self._looks_ahead:
+            return self._pipeline.step_ahead()
+        speculator = self._speculator
+        if speculator is not None:
+            speculator.draft(self._scheduler.running)
         chunks = self._scheduler.schedule()
         if not chunks:
+            self._pipeline.await_disk()
             return []
-        return self._scheduler.update(chunks, self._runner.run(chunks))
+        if speculator is not None:
+            speculator.planned(chunks)
+        events = self._scheduler.update(chunks, self._pipeline.run(chunks))
+        if speculator is not None:
+            speculator.observe(chunks)
+        return events
 
     def stream(self, inputs: ModelInput, params: SamplingParams | None = None) -> Generator[Event, None, None]:
         """Events of one request as they come; the last has a finish reason. Closing it aborts the request.
@@ -177,6 +247,23 @@ class LLM:
             self._inboxes[event.request_id].append(event)
 
 
+def _speculator(model: ErnieModel, config: EngineConfig, runner: Runner) -> Speculator | None:
+    """Who guesses ahead, as configured. ConfigError if the model has not what it takes."""
+    speculation = config.speculation
+    if speculation.method == "none":
+        return None
+    if speculation.method == "ngram":
+        return Speculator(speculation, NgramProposer(speculation))
+    if not model.mtp:
+        raise ConfigError(
+            f"speculation method ({speculation.method!r}) must be one that the model can do; it has no multi-token-prediction "
+            "module (num_mtp_layers is 0), use 'ngram'"
+        )
+    proposer = MTPProposer(model, runner.cache_step, config.page_size)
+    runner.on_hidden = proposer.keep
+    return Speculator(speculation, proposer)
+
+
 def _lazy_grammars(folder: Path, vocab_size: int) -> Callable[[Grammar], LLMatcher]:
     """Compiles grammars over a model folder's tokenizer, which is read when the first grammar comes."""
 
@@ -185,3 +272,9 @@ def _lazy_grammars(folder: Path, vocab_size: int) -> Callable[[Grammar], LLMatch
         return GrammarCompiler(Tokenizer.from_dir(folder), vocab_size)
 
     return lambda grammar: compiler().matcher(grammar)
+
+
+def _disk(model: ErnieModel, config: EngineConfig) -> DiskPages | None:
+    if config.disk_cache_folder is None:
+        return None
+    return DiskPages(config.disk_cache_folder, config.disk_cache_bytes, fingerprint(model, config.page_size))

@@ -7,62 +7,139 @@ device never waits for a question; one copy to the host brings back the drawn to
 """
 
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ernie45.config.sampling import TokenLogprob
+from ernie45.engine.adapters import Adapters
+from ernie45.engine.chunks import Chunk, units_between
+from ernie45.engine.expert_load import ExpertLoad
 from ernie45.engine.logprobs import prompt_logprobs
-from ernie45.engine.request import MediaUnit, StepOutput
-from ernie45.engine.sampler import draw_for, sample_with_logprobs
-from ernie45.engine.scheduler import Chunk
+from ernie45.engine.request import Request, StepOutput
+from ernie45.engine.sampler import Draw, draw_for, sample, sample_with_logprobs
 from ernie45.engine.vision_features import VisionFeatures
 from ernie45.model.batch import PackedBatch, pool_rows
 from ernie45.model.cache import CacheStep, PagedKVCache
 from ernie45.model.multimodal import ErnieModel
 
 
+class PreparedStep(NamedTuple):
+    """A step laid out on the host and on its way to the device.
+
+    unseen: (row of the batch, row among the tokens of the step before) for tokens that the host has not seen.
+    """
+
+    chunks: Sequence[Chunk]
+    cu_seqlens: tuple[int, ...]
+    batch: PackedBatch
+    features_RD: Tensor | None
+    cache: CacheStep
+    draws: list[Draw]
+    unseen: list[tuple[int, int]]
+
+
+class Drawn(NamedTuple):
+    """What a step drew, tokens [R] still on the device."""
+
+    tokens_R: Tensor | None
+    logprobs: Sequence[TokenLogprob | None]
+    prompt_logprobs: dict[str, tuple[int, list[TokenLogprob]]]
+
+    def output(self) -> StepOutput:
+        """The same on the host: the one copy of a step."""
+        return StepOutput([] if self.tokens_R is None else self.tokens_R.tolist(), self.logprobs, self.prompt_logprobs)
+
+
 class Runner:
     """One model with its KV cache. Not thread-safe: one step at a time."""
 
-    def __init__(self, model: ErnieModel, cache: PagedKVCache, vision_cache_tokens: int) -> None:
+    def __init__(self, model: ErnieModel, cache: PagedKVCache, vision_cache_tokens: int, adapters: Adapters) -> None:
         self._model = model
+        self._adapters = adapters
         self._cache = cache
         self._device = model.device
         self.features = VisionFeatures(model, vision_cache_tokens)
+        self.expert_load = ExpertLoad()
+        self.on_hidden: Callable[[Sequence[Chunk], Tensor], None] | None = None
+        """Told of each step's chunks and the model's hidden states before the final norm, from which one can guess ahead."""
 
-    @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> StepOutput:
         """Compute the chunks' tokens into the cache; one drawn token for each chunk that samples, in order."""
-        hidden_TD, cu_seqlens = self._hidden(chunks)
-        told = self._prompt_logprobs(chunks, hidden_TD, cu_seqlens)
-        draws = [draw_for(chunk.request, chunk.end) for chunk in chunks if chunk.samples]
-        if not draws:
-            return StepOutput([], prompt_logprobs=told)
-        token_ids, logprobs = sample_with_logprobs(self._sampled_logits(chunks, hidden_TD, cu_seqlens), draws)
-        return StepOutput(token_ids, logprobs, told)
+        return self.execute(self.prepare(chunks)).output()
 
     @torch.inference_mode()
     def logits(self, chunks: Sequence[Chunk]) -> Tensor:
         """Compute the chunks' tokens into the cache; logits [R, V] after the last token of each chunk that samples."""
-        return self._sampled_logits(chunks, *self._hidden(chunks))
+        step = self.prepare(chunks)
+        return self._sampled_logits(chunks, self._hidden(step), step.cu_seqlens)
 
-    def _hidden(self, chunks: Sequence[Chunk]) -> tuple[Tensor, tuple[int, ...]]:
-        """Run the model; hidden states of all tokens, and where each chunk begins among them."""
+    @torch.inference_mode()
+    def prepare(self, chunks: Sequence[Chunk], previous: Mapping[Request, int] | None = None) -> PreparedStep:
+        """Lay out a step, and encode its pictures. All that it takes from the requests it takes now.
+
+        previous: row of each request among the tokens that the step before draws and that nobody has seen.
+        """
         cu_seqlens = (0, *accumulate(chunk.end - chunk.start for chunk in chunks))
         batch, features_RD = self._batch(chunks, cu_seqlens)
-        out = self._model(batch, cache=self._cache_step(chunks), features_RD=features_RD)
-        return out.hidden_TD, cu_seqlens
+        sequences = chunks
+        if _only_checks(chunks):
+            # Each row as a sequence of its own: the kernels for one new token a sequence, and their numbers, are then the same
+            # with a draft and without.
+            sequences = [Chunk(request, row, row + 1, False) for request, start, end, _ in chunks for row in range(start, end)]
+            batch = replace(batch, cu_seqlens=tuple(range(len(batch) + 1)))
+        draws = [
+            draw_for(chunk.request, chunk.end - len(chunk.request.draft) + index, chunk.request.draft[:index])
+            for chunk in chunks
+            if chunk.samples
+            for index in range(_num_drawn(chunk))
+        ]
+        unseen = [
+            (end - 1, previous[chunk.request])
+            for chunk, end in zip(chunks, cu_seqlens[1:], strict=True)
+            if previous and _ends_unseen(chunk)
+        ]
+        return PreparedStep(chunks, cu_seqlens, batch, features_RD, self.cache_step(sequences), draws, unseen)
+
+    @torch.inference_mode()
+    def execute(self, step: PreparedStep, previous_R: Tensor | None = None) -> Drawn:
+        """Run a prepared step. previous_R: tokens drawn by the step before, on the device. Asks the device for nothing, unless
+        log-probabilities are wanted."""
+        if step.unseen:
+            assert previous_R is not None
+            rows, sources = (torch.tensor(column, device=self._device) for column in zip(*step.unseen, strict=True))
+            step.batch.token_ids_T[rows] = previous_R[sources]
+        hidden_TD = self._hidden(step)
+        told = self._prompt_logprobs(step.chunks, hidden_TD, step.cu_seqlens)
+        if not step.draws:
+            return Drawn(None, [], told)
+        logits_RV = self._sampled_logits(step.chunks, hidden_TD, step.cu_seqlens)
+        if any(draw.params.logprobs is not None for draw in step.draws):
+            token_ids, logprobs = sample_with_logprobs(logits_RV, step.draws)
+            return Drawn(torch.tensor(token_ids), logprobs, told)
+        return Drawn(sample(logits_RV, step.draws), [], told)
+
+    def _hidden(self, step: PreparedStep) -> Tensor:
+        """Run the model; hidden states of all tokens."""
+        out = self._model(step.batch, cache=step.cache, features_RD=step.features_RD)
+        if self.on_hidden is not None:
+            self.on_hidden(step.chunks, out.pre_norm_TD)
+        self.expert_load.add(out.routers)
+        return out.hidden_TD
 
     def _sampled_logits(self, chunks: Sequence[Chunk], hidden_TD: Tensor, cu_seqlens: tuple[int, ...]) -> Tensor:
-        rows = [cu_seqlens[index + 1] - 1 for index, chunk in enumerate(chunks) if chunk.samples]
+        counts = [_num_drawn(chunk) for chunk in chunks]
+        rows = [row for end, count in zip(cu_seqlens[1:], counts, strict=True) for row in range(end - count, end)]
         if len(rows) < len(hidden_TD):
             hidden_TD = hidden_TD.index_select(0, torch.tensor(rows, dtype=torch.int64, device=self._device))
-        return self._model.logits(hidden_TD)
+        runs = ((chunk.request.adapter, count) for chunk, count in zip(chunks, counts, strict=True))
+        return self._model.logits(hidden_TD, self._adapters.rows(runs, self._device))
 
     def _prompt_logprobs(
         self, chunks: Sequence[Chunk], hidden_TD: Tensor, cu_seqlens: tuple[int, ...]
@@ -77,8 +154,12 @@ class Runner:
             end = min(chunk.end + 1, request.num_prompt_tokens)
             if first < end:  # the hidden state at one place tells about the token at the next
                 rows = hidden_TD[row + first - 1 - chunk.start : row + end - 1 - chunk.start]
-                told[request.request_id] = first, prompt_logprobs(rows, self._model.logits, request.tokens[first:end], num_top)
+                head = partial(self._head, request.adapter)
+                told[request.request_id] = first, prompt_logprobs(rows, head, request.tokens[first:end], num_top)
         return told
+
+    def _head(self, adapter: str | None, hidden_RD: Tensor) -> Tensor:
+        return self._model.logits(hidden_RD, self._adapters.rows([(adapter, len(hidden_RD))], self._device))
 
     def _batch(self, chunks: Sequence[Chunk], cu_seqlens: tuple[int, ...]) -> tuple[PackedBatch, Tensor | None]:
         token_ids = array("q")
@@ -86,6 +167,9 @@ class Runner:
         is_vision = np.zeros(cu_seqlens[-1], dtype=bool)  # generated tokens are text
         for (request, start, end, _), row in zip(chunks, cu_seqlens, strict=False):
             token_ids += request.tokens[start:end]
+            token_ids.extend(request.draft)
+            if len(token_ids) < row + end - start:
+                token_ids.append(0)  # the step before is drawing it
             num_prompt = request.num_prompt_tokens
             if start >= num_prompt and end - start == 1:  # decode: the common case, kept cheap
                 positions[row] = request.inputs.next_position + start - num_prompt
@@ -102,6 +186,7 @@ class Runner:
             text_rows=text,
             vision_rows=vision,
             feature_rows_R=feature_rows_R,
+            adapters=self._adapters.rows(((chunk.request.adapter, chunk.end - chunk.start) for chunk in chunks), self._device),
         )
         return batch, features_RD
 
@@ -111,7 +196,7 @@ class Runner:
             (chunk, row, unit)
             for chunk, row in zip(chunks, cu_seqlens, strict=False)
             if chunk.request.units and chunk.start < chunk.request.num_prompt_tokens
-            for unit in _units(chunk)
+            for unit in units_between(*chunk[:3])
         ]
         if not wanted:
             return None, None
@@ -124,7 +209,8 @@ class Runner:
             parts.append(by_key[unit.key][first - unit.start : last - unit.start])
         return self._to_device(np.concatenate(rows)), torch.cat(parts)
 
-    def _cache_step(self, chunks: Sequence[Chunk]) -> CacheStep:
+    def cache_step(self, chunks: Sequence[Chunk]) -> CacheStep:
+        """Where the chunks' tokens are written and what they may see."""
         page_size = self._cache.page_size
         table = np.zeros((len(chunks), max(len(chunk.request.pages) for chunk in chunks)), dtype=np.int64)
         slots = array("q")
@@ -147,12 +233,18 @@ class Runner:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
 
-def _units(chunk: Chunk) -> Iterator[MediaUnit]:
-    """Units with tokens in the chunk, in order."""
-    request, start, end, _ = chunk
-    units = request.units
-    for index in range(max(bisect_right(request.unit_starts, start) - 1, 0), len(units)):
-        if units[index].start >= end:
-            break
-        if units[index].end > start:
-            yield units[index]
+def _num_drawn(chunk: Chunk) -> int:
+    """Tokens that a chunk draws: behind the last known token and behind each guess."""
+    return 1 + len(chunk.request.draft) if chunk.samples else 0
+
+
+def _only_checks(chunks: Sequence[Chunk]) -> bool:
+    """Whether a step only decodes, and some request has guesses to check."""
+    return any(chunk.request.draft for chunk in chunks) and all(
+        chunk.samples and chunk.end - chunk.start == 1 + len(chunk.request.draft) for chunk in chunks
+    )
+
+
+def _ends_unseen(chunk: Chunk) -> bool:
+    """Whether the last token of a chunk is one that the step before is drawing."""
+    return chunk.end > len(chunk.request.tokens) + len(chunk.request.draft)

@@ -167,7 +167,7 @@ class Scheduler:
         for request in self._waiting:
             request.num_pending_tokens = 0
         self._pool.forget_keys()
-        self._tiers.take_copies()
+        self._tiers.reset()
 
     def archive(self) -> list[PageCopy]:
         """Copies that bring everything worth keeping to disk, for the next start."""

@@ -149,6 +149,12 @@ class PageTiers:
             if key not in self._slots:
                 self._to_disk(PageCopy("archive", key, page=page))
 
+    def reset(self) -> None:
+        """Forget host memory and what is planned: some copies may not have been made."""
+        self._copies.clear()
+        self._free += self._slots.values()
+        self._slots.clear()
+
     def check_integrity(self) -> None:
         """Assert that between two calls of the scheduler each slot is free or holds one page."""
         slots = [*self._free, *self._slots.values()]

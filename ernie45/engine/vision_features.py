@@ -21,26 +21,32 @@ class VisionFeatures:
     def __init__(self, model: ErnieModel, max_tokens: int) -> None:
         self._model = model
         self._max_tokens = max_tokens
-        self._kept: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
+        self._kept: OrderedDict[tuple, Tensor] = OrderedDict()
         self._num_kept_tokens = 0
         self.num_encoded_units = 0
+        self.num_hits = 0
 
-    def get(self, wanted: Iterable[tuple[Request, MediaUnit]]) -> dict[tuple[str, int], Tensor]:
+    def __contains__(self, key: tuple) -> bool:
+        """Whether the unit with this key need not be encoded."""
+        return key in self._kept
+
+    def get(self, wanted: Iterable[tuple[Request, MediaUnit]]) -> dict[tuple, Tensor]:
         """Features [R, D] of each unit by key. All units that are not in memory are encoded in one call, each once."""
-        found: dict[tuple[str, int], Tensor] = {}
-        missing: dict[tuple[str, int], tuple[Request, MediaUnit]] = {}
+        found: dict[tuple, Tensor] = {}
+        missing: dict[tuple, tuple[Request, MediaUnit]] = {}
         for request, unit in wanted:
             kept = self._kept.get(unit.key)
             if kept is not None:
                 self._kept.move_to_end(unit.key)
                 found[unit.key] = kept
+                self.num_hits += 1
             else:
                 missing[unit.key] = (request, unit)
         if missing:
             found |= self._encode(missing)
         return found
 
-    def _encode(self, missing: dict[tuple[str, int], tuple[Request, MediaUnit]]) -> dict[tuple[str, int], Tensor]:
+    def _encode(self, missing: dict[tuple, tuple[Request, MediaUnit]]) -> dict[tuple, Tensor]:
         units = [unit for _, unit in missing.values()]
         patches = [request.inputs.patches[unit.patch_start : unit.patch_end] for request, unit in missing.values()]
         vision = VisionBatch(
@@ -55,7 +61,7 @@ class VisionFeatures:
             self._keep(key, part)
         return encoded
 
-    def _keep(self, key: tuple[str, int], features_RD: Tensor) -> None:
+    def _keep(self, key: tuple, features_RD: Tensor) -> None:
         if len(features_RD) > self._max_tokens:
             return
         # A copy: a part of a larger result would keep all of it alive.

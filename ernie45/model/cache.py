@@ -33,6 +33,11 @@ class PagedKVCache:
         self.keys_LNSJK = torch.zeros(shape, dtype=dtype, device=device)
         self.values_LNSJK = torch.zeros(shape, dtype=dtype, device=device)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all pages together."""
+        return self.keys_LNSJK.nbytes + self.values_LNSJK.nbytes
+
     @staticmethod
     def bytes_per_page(config: ModelConfig, page_size: int, dtype: torch.dtype, with_mtp: bool = False) -> int:
         """Bytes one page takes over all layers, keys and values together."""

@@ -5,12 +5,23 @@ Knows nothing about the processor or about trained weights.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from ernie45.config.engine import EngineConfig
 from ernie45.config.inputs import MediaItem, ModelInput
 from ernie45.config.model import ExpertPoolConfig, ModelConfig, SpecialTokens, VisionConfig
+from ernie45.config.sampling import SamplingParams
+from ernie45.engine.llm import LLM
+from ernie45.engine.request import Completion
+from ernie45.model.batch import pack
+from ernie45.model.cache import PagedKVCache
+from ernie45.model.multimodal import ErnieModel
+
+MakeInput = Callable[..., ModelInput]
 
 Part = int | tuple[str, tuple[int, int, int], int]
 """A number of text tokens, or a picture: kind, grid (frames, height, width) in patches, seed of its pixels."""
@@ -95,3 +106,73 @@ def _make_input(parts: Sequence[Part], *, seed: int = 0) -> ModelInput:
         media=tuple(media),
         next_position=current,
     )
+
+
+NUM_NEW = 12
+GREEDY = SamplingParams(max_tokens=NUM_NEW, temperature=0)
+IMAGE = ("image", (1, 6, 8), 1)  # 12 tokens
+SMALL_IMAGE = ("image", (1, 4, 2), 2)
+VIDEO = ("video", (6, 4, 4), 3)  # 3 units of 4 tokens
+PROMPTS = {
+    "text": [13],
+    "one token": [1],
+    "image": [4, IMAGE, 5],
+    "two images": [2, IMAGE, 3, SMALL_IMAGE, 1],
+    "video": [3, VIDEO, 6],
+    "mixed": [SMALL_IMAGE, 2, VIDEO, 3, IMAGE, 9],
+}
+
+
+@pytest.fixture(scope="session")
+def model(config: ModelConfig) -> ErnieModel:
+    model = ErnieModel(config)
+    model.init_weights(torch.Generator().manual_seed(1))
+    with torch.no_grad():  # wider than at the start of a training, so that answers are varied and differ between prompts
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def prompts(make_input: MakeInput) -> dict[str, ModelInput]:
+    return {name: make_input(parts, seed=seed) for seed, (name, parts) in enumerate(PROMPTS.items())}
+
+
+@pytest.fixture(scope="session")
+def recomputed(model: ErnieModel, prompts: dict[str, ModelInput]) -> dict[str, tuple[int, ...]]:
+    """Greedy answers without any cache: the whole sequence through the model for every token."""
+    return {name: recompute(model, inputs) for name, inputs in prompts.items()}
+
+
+@torch.no_grad()
+def recompute(model: ErnieModel, inputs: ModelInput) -> tuple[int, ...]:
+    answer: list[int] = []
+    for _ in range(NUM_NEW):
+        logits_RV = model.logits(model(pack([extended(inputs, answer)])).hidden_TD[-1:])
+        answer.append(int(logits_RV.argmax()))
+    return tuple(answer)
+
+
+def extended(inputs: ModelInput, token_ids: Sequence[int]) -> ModelInput:
+    """The input followed by text tokens."""
+    new = np.arange(inputs.next_position, inputs.next_position + len(token_ids))
+    return replace(
+        inputs,
+        token_ids=np.concatenate([inputs.token_ids, np.array(token_ids, dtype=np.int64)]),
+        is_vision=np.concatenate([inputs.is_vision, np.zeros(len(token_ids), dtype=bool)]),
+        positions=np.concatenate([inputs.positions, np.repeat(new[:, None], 3, axis=1)]),
+        next_position=inputs.next_position + len(token_ids),
+    )
+
+
+def make_llm(model: ErnieModel, **options) -> LLM:
+    return LLM(model, EngineConfig(**{"page_size": 4, "num_pages": 128, **options}))
+
+
+def answers(completions: Sequence[Completion]) -> list[tuple[int, ...]]:
+    return [completion.token_ids for completion in completions]
+
+
+def page_bytes(model: ErnieModel) -> int:
+    return PagedKVCache.bytes_per_page(model.config, 4, model.dtype)

@@ -1,91 +1,22 @@
 """The whole engine on a tiny random model: greedy answers equal those of full recomputation, however they are scheduled."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ernie45.checkpoint import save_model
 from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import ConfigError, RequestError
-from ernie45.config.inputs import ModelInput
 from ernie45.config.model import ModelConfig
 from ernie45.config.sampling import SamplingParams
 from ernie45.engine.llm import LLM
-from ernie45.engine.request import Completion, Request
+from ernie45.engine.request import Request
 from ernie45.model.batch import pack
 from ernie45.model.multimodal import ErnieModel
-
-MakeInput = Callable[..., ModelInput]
-NUM_NEW = 12
-GREEDY = SamplingParams(max_tokens=NUM_NEW, temperature=0)
-IMAGE = ("image", (1, 6, 8), 1)  # 12 tokens
-SMALL_IMAGE = ("image", (1, 4, 2), 2)
-VIDEO = ("video", (6, 4, 4), 3)  # 3 units of 4 tokens
-PROMPTS = {
-    "text": [13],
-    "one token": [1],
-    "image": [4, IMAGE, 5],
-    "two images": [2, IMAGE, 3, SMALL_IMAGE, 1],
-    "video": [3, VIDEO, 6],
-    "mixed": [SMALL_IMAGE, 2, VIDEO, 3, IMAGE, 9],
-}
-
-
-@pytest.fixture(scope="module")
-def model(config: ModelConfig) -> ErnieModel:
-    model = ErnieModel(config)
-    model.init_weights(torch.Generator().manual_seed(1))
-    with torch.no_grad():  # wider than at the start of a training, so that answers are varied and differ between prompts
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(2)
-    return model
-
-
-@pytest.fixture(scope="module")
-def prompts(make_input: MakeInput) -> dict[str, ModelInput]:
-    return {name: make_input(parts, seed=seed) for seed, (name, parts) in enumerate(PROMPTS.items())}
-
-
-@pytest.fixture(scope="module")
-def recomputed(model: ErnieModel, prompts: dict[str, ModelInput]) -> dict[str, tuple[int, ...]]:
-    """Greedy answers without any cache: the whole sequence through the model for every token."""
-    return {name: recompute(model, inputs) for name, inputs in prompts.items()}
-
-
-@torch.no_grad()
-def recompute(model: ErnieModel, inputs: ModelInput) -> tuple[int, ...]:
-    answer: list[int] = []
-    for _ in range(NUM_NEW):
-        logits_RV = model.logits(model(pack([extended(inputs, answer)])).hidden_TD[-1:])
-        answer.append(int(logits_RV.argmax()))
-    return tuple(answer)
-
-
-def extended(inputs: ModelInput, token_ids: Sequence[int]) -> ModelInput:
-    """The input followed by text tokens."""
-    new = np.arange(inputs.next_position, inputs.next_position + len(token_ids))
-    return replace(
-        inputs,
-        token_ids=np.concatenate([inputs.token_ids, np.array(token_ids, dtype=np.int64)]),
-        is_vision=np.concatenate([inputs.is_vision, np.zeros(len(token_ids), dtype=bool)]),
-        positions=np.concatenate([inputs.positions, np.repeat(new[:, None], 3, axis=1)]),
-        next_position=inputs.next_position + len(token_ids),
-    )
-
-
-def make_llm(model: ErnieModel, **options) -> LLM:
-    return LLM(model, EngineConfig(**{"page_size": 4, "num_pages": 128, **options}))
-
-
-def answers(completions: Sequence[Completion]) -> list[tuple[int, ...]]:
-    return [completion.token_ids for completion in completions]
+from tests.engine.conftest import GREEDY, IMAGE, NUM_NEW, PROMPTS, VIDEO, MakeInput, answers, extended, make_llm, recompute
 
 
 def test_the_random_model_tells_prompts_apart(recomputed: dict[str, tuple[int, ...]]):
@@ -249,36 +180,6 @@ def test_submit_step_abort(model: ErnieModel, prompts: dict, recomputed: dict):
         "video": recomputed["video"][:3],
     }
     assert llm.stats().num_free_pages == llm.stats().num_pages
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    arrivals=st.lists(st.tuples(st.sampled_from(list(PROMPTS)), st.integers(0, 4)), min_size=2, max_size=8),
-    options=st.fixed_dictionaries(
-        {
-            "num_pages": st.integers(16, 40),
-            "max_num_seqs": st.integers(1, 5),
-            "max_num_batched_tokens": st.integers(5, 60),
-            "prefix_cache": st.booleans(),
-            "vision_cache_tokens": st.sampled_from([0, 20, 1000]),
-        }
-    ),
-)
-def test_random_traffic(model: ErnieModel, prompts: dict, recomputed: dict, arrivals: list, options: dict):
-    """Whoever comes when, and however little memory there is: the same tokens as by recomputation."""
-    llm = make_llm(model, **options)
-    received: list[list[int]] = [[] for _ in arrivals]
-    due = [(sum(delay for _, delay in arrivals[: index + 1]), index, name) for index, (name, _) in enumerate(arrivals)]
-    clock = 0
-    while due or llm.has_work:
-        while due and due[0][0] <= clock:
-            _, index, name = due.pop(0)
-            llm.submit(Request(request_id=str(index), inputs=prompts[name], params=GREEDY))
-        for event in llm.step():
-            received[int(event.request_id)] += event.token_ids
-        llm.check_integrity()
-        clock += 1
-    assert [tuple(tokens) for tokens in received] == [recomputed[name] for name, _ in arrivals]
 
 
 def test_what_the_model_cannot_take_is_refused_and_leaves_nothing_behind(model: ErnieModel, make_input: MakeInput):
