@@ -240,12 +240,12 @@ def test_one_run_at_a_time_and_only_into_its_own_file(tmp_path: Path, batch: Any
 @pytest.mark.slow
 def test_the_command_goes_on_after_kill_9(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With the shipped model and a real engine process."""
-    questions = [request(str(index), f"What is {index}+{index}?", max_tokens=12, enable_thinking=False) for index in range(24)]
+    questions = [request(str(index), f"What is {index}+{index}?", max_tokens=12, enable_thinking=False) for index in range(200)]
     source, output = write(tmp_path / "in.jsonl", *questions), tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "ernie45.cli", "run-batch", str(source), str(output), "--model", "tiny"]
     process = subprocess.Popen([*command, "--concurrency", "1"], env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not (output.exists() and output.read_bytes().count(b"\n") >= 5):
             assert process.poll() is None
             assert time.monotonic() < end
@@ -255,12 +255,12 @@ def test_the_command_goes_on_after_kill_9(tmp_path: Path, capsys: pytest.Capture
         process.kill()
         process.wait(10)
     kept = output.read_bytes()
-    assert kept.count(b"\n") < 24
+    assert kept.count(b"\n") < 200
     assert main(["run-batch", str(source), str(output), "--model", "tiny"]) == 0
     found = answers(output)
-    assert len(found) == 24
+    assert len(found) == 200
     assert all(line["response"]["status_code"] == 200 for line in found.values())
     assert output.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
-    assert f"{24 - kept.count(chr(10).encode())} answered" in capsys.readouterr().err
+    assert f"{200 - kept.count(chr(10).encode())} answered" in capsys.readouterr().err
     assert main(["run-batch", str(source), str(output), "--model", "tiny"]) == 0  # all is there: no model is loaded
-    assert "0 answered, 24 were there before" in capsys.readouterr().err
+    assert "0 answered, 200 were there before" in capsys.readouterr().err
