@@ -179,7 +179,9 @@ class ResponsesRequest(ApiRequest):
         "default: no",
     )
     stream: bool | None = Field(None, description="send the response as it comes, as typed server-sent events")
-    max_output_tokens: int | None = Field(None, ge=1, description="tokens to generate at most, the thought included")
+    max_output_tokens: int | None = Field(
+        None, ge=1, le=2**31 - 1, description="tokens to generate at most, the thought included"
+    )
     temperature: float | None = Field(None, ge=0, le=100, description="0 is greedy; default: of the model, else 1")
     top_p: float | None = Field(None, gt=0, le=1, description="default: of the model, else 0.7")
     seed: int | None = Field(None, ge=0, le=2**63 - 1, description="the same seed and request give the same answer")
