@@ -4,11 +4,10 @@ Knows nothing about the protocol (`server`).
 """
 
 import argparse
-from dataclasses import replace
-from pathlib import Path
+import sys
 
-from ernie45.commands.arguments import add_engine, engine_config, whole_number
-from ernie45.config.server import ServerConfig
+from ernie45.entrypoints.flag_table import ALL_FLAGS
+from ernie45.entrypoints.flags import add_flags, notes, to_config
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8180
@@ -28,30 +27,14 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a model folder, or tiny")
-    parser.add_argument(
-        "--host", default=DEFAULT_HOST, metavar="NAME", help="address to listen on (127.0.0.1: this machine only)"
-    )
-    parser.add_argument(
-        "--port", type=whole_number(0, 65535), default=DEFAULT_PORT, metavar="N", help=f"port ({DEFAULT_PORT}); 0: a free one"
-    )
-    parser.add_argument("--served-model-name", metavar="NAME", help="what clients call it (the last part of MODEL)")
-    parser.add_argument("--max-model-len", type=whole_number(2), metavar="N", help="tokens of prompt and answer (the model's)")
-    parser.add_argument("--max-num-seqs", type=whole_number(1), default=32, metavar="N", help="sequences in one step (32)")
-    parser.add_argument("--allow-private-media", action="store_true", help="let picture addresses point into private networks")
-    parser.add_argument("--allowed-media-folder", type=Path, metavar="DIR", help="let file:// addresses name files below DIR")
-    add_engine(parser)
+    parser.usage = "ernie45 serve MODEL [options]"
+    add_flags(parser, ALL_FLAGS)
 
 
 def run(args: argparse.Namespace) -> int:
-    config = ServerConfig(
-        model=args.model,
-        host=args.host,
-        port=args.port,
-        served_model_name=args.served_model_name,
-        engine=replace(engine_config(args), max_model_len=args.max_model_len, max_num_seqs=args.max_num_seqs),
-        allow_private_media=args.allow_private_media,
-        allowed_media_folder=args.allowed_media_folder,
-    )
+    config = to_config(args, ALL_FLAGS)
+    for line in notes(args, ALL_FLAGS):
+        print(f"ernie45: note: {line}", file=sys.stderr)
     from ernie45.server.run import serve
 
     return serve(config)

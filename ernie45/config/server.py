@@ -28,6 +28,8 @@ class ServerConfig:
     request_timeout_s     seconds that a request may take, from its first byte to the last of its answer; one that takes longer
                           ends with 504, or with an error event in a stream. None: as long as it likes.
     trust_request_chat_template  whether a request may bring a chat template of its own, which is a program.
+    chat_template         a jinja file in place of the model's chat template; None: the model's.
+    tool_call_parser      how the model writes tool calls, one of `server.tools.TOOL_FORMATS`.
     num_media_workers     threads that fetch, decode and encode what requests bring.
     allow_private_media   whether picture addresses may point into private networks and to this machine.
     allowed_media_hosts   host names, addresses and networks (10.1.0.0/16) that picture addresses may point to although they
@@ -58,6 +60,8 @@ class ServerConfig:
     max_num_requests: int = 512
     request_timeout_s: float | None = None
     trust_request_chat_template: bool = False
+    chat_template: Path | None = None
+    tool_call_parser: str = "ernie45"
     num_media_workers: int = 4
     allow_private_media: bool = False
     allowed_media_hosts: tuple[str, ...] = ()
@@ -97,6 +101,11 @@ class ServerConfig:
         check_processor_kwargs(self.mm_processor_kwargs)
         if not 0 <= self.max_processor_cache < 2**20:
             raise ConfigError(f"max_processor_cache ({self.max_processor_cache!r}) must be GiB of at least 0; use 0 for none")
+        if self.chat_template is not None and not Path(self.chat_template).is_file():
+            raise ConfigError(
+                f"chat_template ({str(self.chat_template)!r}) must be an existing jinja file; correct the name, or leave it "
+                "out to use the model's"
+            )
         if self.allowed_media_folder is not None and not Path(self.allowed_media_folder).is_dir():
             raise ConfigError(
                 f"allowed_media_folder ({str(self.allowed_media_folder)!r}) must be an existing folder; "

@@ -48,6 +48,11 @@ class ApiKeys:
 
 
 def load_keys(given: Sequence[str], file: str | Path | None, environ: Mapping[str, str]) -> ApiKeys:
+    """What `read_keys` finds, as a lock."""
+    return ApiKeys(read_keys(given, file, environ))
+
+
+def read_keys(given: Sequence[str], file: str | Path | None, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Keys from flags, from a file (one a line; # begins a comment) and from the environment (comma lists), all together.
 
     ConfigError, without the key, for one that no Authorization header could carry, and for a file that gives none.
@@ -63,7 +68,7 @@ def load_keys(given: Sequence[str], file: str | Path | None, environ: Mapping[st
                 rule = "must be of visible ASCII characters, with no space, and not empty"
                 raise ConfigError(f"{source}, key {number} (not shown) {rule}; write another")
             keys.append(key)
-    return ApiKeys(keys)
+    return tuple(keys)
 
 
 def _read_lines(file: Path) -> list[str]:

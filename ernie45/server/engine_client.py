@@ -126,19 +126,16 @@ class EngineClient:
         request_id = uuid.uuid4().hex
         stream = self._streams[request_id] = RequestStream()
         finished = False
-        self._send(
-            Generate(
-                request_id=request_id, prompt=prompt, params=params, priority=priority, adapter=adapter, cache_salt=cache_salt
-            )
+        request = Generate(
+            request_id=request_id, prompt=prompt, params=params, priority=priority, adapter=adapter, cache_salt=cache_salt
         )
         try:
+            self._send(request)
             while not finished:
                 report = await stream.get()
                 match report:
-                    case Accepted():
-                        yield report
-                    case Tokens():
-                        finished = report.finish_reason is not None
+                    case Accepted() | Tokens():
+                        finished = isinstance(report, Tokens) and report.finish_reason is not None
                         yield report
                     case Refused(message=message):
                         finished = True
@@ -169,8 +166,13 @@ class EngineClient:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._socket.close()
+        self.close()
         return by_itself
+
+    def close(self) -> None:
+        """Give the port or the folder back, whether it was started or not; may be called again."""
+        self.kill()
+        self._socket.close()
 
     def kill(self) -> None:
         """End the engine now."""

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -18,17 +18,22 @@ import uvicorn
 
 from ernie45 import __version__
 from ernie45.checkpoint import resolve_model
+from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import ConfigError, Ernie45Error
 from ernie45.config.server import ServerConfig
 from ernie45.processor import Processor
+from ernie45.processor.template import ChatTemplate
 from ernie45.server.app import create_app
+from ernie45.server.auth import ApiKeys
 from ernie45.server.engine_client import EngineClient
 from ernie45.server.log_format import log_config
 from ernie45.server.media import media_limits
 from ernie45.server.messages import Capacity
+from ernie45.server.metrics import metrics_app
 from ernie45.server.sampling import SamplingDefaults
 from ernie45.server.service import Service
 from ernie45.server.supervisor import EngineOrder, EngineProcess
+from ernie45.server.tools import tool_format
 from ernie45.server.wire_socket import Connection
 
 # What uvicorn waits for tasks beyond our own draining, before it cancels them.
@@ -38,24 +43,45 @@ _EXIT_SECOND_SIGNAL = 130
 
 
 def serve(config: ServerConfig) -> int:
-    """Serve until SIGINT or SIGTERM; then drain and return 0. 1 if the engine failed under way.
+    """Serve until SIGINT or SIGTERM; then drain and return 0. 1 if the engine failed for good under way.
 
     A second signal ends everything at once, with 130. Raises ConfigError if a port cannot be had, CheckpointError for a bad
     model.
     """
-    listener = bind(config.host, config.port)
+    tool_format(config.tool_call_parser)  # ConfigError now rather than with the first request
+    with ExitStack() as stack:  # all ports are taken before anything is loaded
+        listener = stack.enter_context(bind(config.host, config.port))
+        metrics_listener = None
+        if config.metrics_port is not None:
+            metrics_listener = stack.enter_context(bind(config.host, config.metrics_port, "metrics_port"))
+        service = make_service(config)
+        stack.callback(service.engine.close)
+        return ServerRun(config, service, listener, metrics_listener).run()
+
+
+def make_service(config: ServerConfig) -> Service:
+    """A service whose engine is not started yet; close it, or start and stop it. CheckpointError for a bad model."""
+    folder = resolve_model(config.model)
+    engine = EngineClient(
+        lambda connection: EngineProcess(_order(config, folder, connection)),
+        port=config.engine_port,
+        timeout_s=config.engine_timeout_s,
+    )
     try:
-        folder = resolve_model(config.model)
         processor = Processor.from_dir(folder, limits=media_limits(config))
-        engine = EngineClient(
-            lambda connection: EngineProcess(_order(config, folder, connection)),
-            port=config.engine_port,
-            timeout_s=config.engine_timeout_s,
-        )
-        service = Service(config, processor, engine, SamplingDefaults.from_dir(folder))
-        return ServerRun(config, service, listener).run()
-    finally:
-        listener.close()
+        if config.chat_template is not None:
+            processor.template = ChatTemplate(_read(config.chat_template), processor.template.named_tokens)
+        return Service(config, processor, engine, SamplingDefaults.from_dir(folder))
+    except BaseException:
+        engine.close()
+        raise
+
+
+def _read(chat_template: Path) -> str:
+    try:
+        return chat_template.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"chat_template ({str(chat_template)!r}) cannot be read: {error}; name a jinja file") from error
 
 
 def _order(config: ServerConfig, folder: Path, connection: Connection) -> EngineOrder:
@@ -70,8 +96,11 @@ def _order(config: ServerConfig, folder: Path, connection: Connection) -> Engine
     )
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a taken port is known before a model is loaded. ConfigError says why it cannot be had."""
+def bind(host: str, port: int, name: str = "port") -> socket.socket:
+    """A bound socket, so that a taken port is known before a model is loaded. ConfigError says why it cannot be had.
+
+    name: the option that the port comes from.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)
@@ -85,15 +114,20 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"port ({port}) is in use on {host}; stop what uses it, or choose another with --port") from error
-        raise ConfigError(f"host ({host!r}) and port ({port}) cannot be bound: {error.strerror}; choose others") from error
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{name} ({port}) is in use on {host}; stop what uses it, or choose another with {flag}"
+            ) from error
+        raise ConfigError(f"host ({host!r}) and {name} ({port}) cannot be bound: {error.strerror}; choose others") from error
     return listener
 
 
 class ServerRun(uvicorn.Server):
     """uvicorn with our start-up lines, our draining and our exit codes."""
 
-    def __init__(self, config: ServerConfig, service: Service, listener: socket.socket) -> None:
+    def __init__(
+        self, config: ServerConfig, service: Service, listener: socket.socket, metrics_listener: socket.socket | None = None
+    ) -> None:
         app = create_app(service, on_start=self._watch_engine)
         super().__init__(
             uvicorn.Config(
@@ -108,7 +142,9 @@ class ServerRun(uvicorn.Server):
         self.service = service
         self.listener = listener
         self.address: tuple[str, int] = listener.getsockname()[:2]
-        self._watcher: asyncio.Task[None] | None = None
+        self.metrics_listener = metrics_listener
+        self._metrics = _MetricsServer(service) if metrics_listener is not None else None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def run(self, sockets: list[socket.socket] | None = None) -> int:  # type: ignore[override]
         """Serve until told to stop; the exit code."""
@@ -128,6 +164,9 @@ class ServerRun(uvicorn.Server):
         draining = asyncio.create_task(self.service.drain(self.server_config.drain_seconds))
         await super().shutdown(sockets)
         draining.cancel()
+        if self._metrics is not None:  # the last to go: a drain can be watched
+            self._metrics.should_exit = True
+            await asyncio.gather(*self._tasks[1:])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; the second ends this process and the engine's at once, whatever they are doing."""
@@ -150,7 +189,9 @@ class ServerRun(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def _watch_engine(self) -> None:
-        self._watcher = asyncio.create_task(self._follow_engine())
+        self._tasks = [asyncio.create_task(self._follow_engine())]
+        if self._metrics is not None and self.metrics_listener is not None:
+            self._tasks.append(asyncio.create_task(self._metrics.serve([self.metrics_listener])))
 
     async def _follow_engine(self) -> None:
         engine = self.service.engine
@@ -165,13 +206,36 @@ class ServerRun(uvicorn.Server):
         everywhere = ", on all addresses of this machine" if host in ("0.0.0.0", "::") else ""
         shown = "127.0.0.1" if everywhere else f"[{host}]" if ":" in host else host
         model = self.service.config.model_name
-        self._say(
-            f"ready: model {model}, chat page http://{shown}:{port}/, OpenAI API http://{shown}:{port}/v1{everywhere}\n"
+        lines = [f"ready: model {model}, chat page http://{shown}:{port}/, OpenAI API http://{shown}:{port}/v1{everywhere}"]
+        if self.metrics_listener is not None:
+            lines.append(f"metrics: http://{shown}:{self.metrics_listener.getsockname()[1]}/metrics")
+        lines.append(
             f"holds: {capacity.max_num_seqs} sequences at once, {capacity.num_cache_tokens:,} tokens in "
-            f"{capacity.num_pages:,} pages, {capacity.max_model_len:,} tokens in one request"
+            f"{capacity.num_pages:,} pages, {capacity.max_model_len:,} tokens in one request{_tiers(self.server_config.engine)}"
         )
+        self._say("\n".join(lines))
 
     def _say(self, text: str) -> None:
         if not self.server_config.quiet:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
+
+
+def _tiers(config: EngineConfig) -> str:
+    """What the lower tiers of the prefix cache may hold."""
+    host, disk = config.host_cache_bytes, config.disk_cache_bytes
+    memory = f"; cached pages also in {host / 2**30:g} GiB of main memory" if host else ""
+    folder = f"; cached pages also in {disk / 2**30:g} GiB of {config.disk_cache_folder}" if config.disk_cache_folder else ""
+    return memory + folder
+
+
+class _MetricsServer(uvicorn.Server):
+    """/metrics on a port of its own, in the event loop of the server that it tells about, which also handles the signals."""
+
+    def __init__(self, service: Service) -> None:
+        app = metrics_app(service.metrics, ApiKeys(service.config.api_keys))
+        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="off"))
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

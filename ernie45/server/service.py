@@ -24,6 +24,7 @@ from ernie45.server.protocol import ApiRequest
 from ernie45.server.sampling import SamplingDefaults
 from ernie45.server.stream import Deadline, Reports, Runs, events, read_all
 from ernie45.server.timeline import current_record, observed
+from ernie45.server.tools import tool_format
 
 _log = logging.getLogger("ernie45.server")
 _NUM_TEXT_WORKERS = 2
@@ -82,6 +83,7 @@ class Service:
             adapters=self.adapters,
             max_model_len=self.engine.capacity.max_model_len,
             allow_chat_template=self.config.trust_request_chat_template,
+            tool_format=tool_format(self.config.tool_call_parser),
         )
 
     async def answer(self, endpoint: Endpoint[R], body: bytes, authorization: str | None = None) -> dict[str, Any] | Streamed:
@@ -180,7 +182,8 @@ class Service:
         """Hand a task to the engine. Each of its answers counts as a request."""
         limit, num_jobs = self.config.max_num_requests, len(task.jobs)
         if num_jobs > limit:
-            raise ApiError(400, f"n times prompts ({num_jobs}) must be at most {limit}; ask for fewer", code="invalid_value")
+            rule = f"n times prompts ({num_jobs}) must be at most {limit}; ask for fewer"
+            raise ApiError(400, rule, param="n", code="invalid_value")
         if self.num_jobs + num_jobs > limit:
             raise self._too_many(f"the server has {self.num_jobs} answers under way, and {num_jobs} more are above its limit")
         self.num_jobs += num_jobs

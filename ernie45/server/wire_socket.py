@@ -53,7 +53,8 @@ class ServerSocket:
         except zmq.ZMQError as error:
             self.close()
             raise ConfigError(
-                f"engine_port ({port}) cannot be had: {error.strerror}; stop what uses it, choose another, or leave it out"
+                f"engine_port ({port}) cannot be had: {error.strerror}; stop what uses it, or choose another with "
+                "--engine-worker-queue-port"
             ) from error
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 

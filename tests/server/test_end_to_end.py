@@ -1,11 +1,14 @@
 """The real engine behind the real server, with a small random model: FastDeploy's command, the two requests of its guide."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 import torch
 
@@ -25,7 +29,7 @@ from ernie45.model.multimodal import ErnieModel
 from ernie45.processor import Processor
 from ernie45.server.reasoning import split_reasoning
 
-COMMAND = "--metrics-port 8181 --engine-worker-queue-port 8182 --max-model-len 32768 --enable-mm --reasoning-parser ernie-45-vl"
+COMMAND = "--max-model-len 32768 --enable-mm --reasoning-parser ernie-45-vl"
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +60,18 @@ def folder(processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def url(folder: Path) -> Iterator[str]:
-    """FastDeploy's command, word for word but for module, model and port; at the end it is stopped and must end with 0."""
-    port = free_port()
-    process = start(f"--model {folder} --port {port} {COMMAND} --max-num-seqs 32")
+def ports() -> tuple[int, int, int]:
+    """Of the API, the metrics and the engine."""
+    first, second, third = (free_port() for _ in range(3))
+    return first, second, third
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path, ports: tuple[int, int, int]) -> Iterator[str]:
+    """FastDeploy's command, word for word but for module, model and ports; at the end it is stopped and must end with 0."""
+    port, metrics_port, engine_port = ports
+    flags = f"--metrics-port {metrics_port} --engine-worker-queue-port {engine_port} {COMMAND} --max-num-seqs 32"
+    process = start(f"--model {folder} --port {port} {flags}")
     url = f"http://127.0.0.1:{port}"
     try:
         wait_ready(url, process)
@@ -72,17 +84,17 @@ def url(folder: Path) -> Iterator[str]:
     assert process.returncode == 0, log
     assert "note: --enable-mm has no effect" in log
     assert "note: --max-model-len 32768 is more than this model was made for: 512 is used" in log
-    assert "note: --metrics-port 8181 has no effect" in log
-    assert "note: --engine-worker-queue-port 8182 has no effect" in log
+    assert log.count("note:") == 2, "the other flags do what they say"
     assert f"http://127.0.0.1:{port}/" in log
+    assert f"metrics: http://127.0.0.1:{metrics_port}/metrics" in log
     assert "holds: 32 sequences at once" in log
     assert "Traceback" not in log
 
 
-def start(arguments: str) -> "subprocess.Popen[str]":
+def start(arguments: str, group: bool = False) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "ernie45.entrypoints.openai.api_server", *arguments.split()]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=group)
 
 
 def wait_ready(url: str, process: "subprocess.Popen[str]") -> None:
@@ -141,7 +153,7 @@ def test_greedy_answers_are_those_of_the_engine_alone(url: str, folder: Path, da
     reasoning, content = split_reasoning(processor.tokenizer.decode(expected.token_ids), thinking)
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         options: Any = {"model": "random-vl", "messages": messages, "max_tokens": 40, "temperature": 0}
-        options["extra_body"] = {"metadata": {"enable_thinking": thinking}}
+        options["extra_body"] = {"metadata": {"enable_thinking": thinking, "reasoning_max_tokens": 40}}
         whole = client.chat.completions.create(**options)
         assert whole.choices[0].message.content == content
         assert (whole.choices[0].message.model_extra or {})["reasoning_content"] == (reasoning if thinking else None)
@@ -164,30 +176,139 @@ def test_seeds(url: str) -> None:
     assert len({ask() for _ in range(3)}) > 1, "without a seed, answers differ"
 
 
-def test_port_in_use(folder: Path, url: str) -> None:
-    process = start(f"--model {folder} --host 127.0.0.1 --port {url.rpartition(':')[2]}")
+def test_metrics_are_on_both_ports(url: str, ports: tuple[int, int, int]) -> None:
+    assert httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 3}, trust_env=False).status_code == 200
+    texts = [httpx.get(f"{base}/metrics", trust_env=False).text for base in (url, f"http://127.0.0.1:{ports[1]}")]
+    assert all(re.search(r"^ernie45:requests_total [1-9]", text, re.M) for text in texts)
+
+
+@pytest.mark.parametrize(("flag", "index"), [("--port", 0), ("--metrics-port", 1), ("--engine-worker-queue-port", 2)])
+def test_port_in_use(folder: Path, url: str, ports: tuple[int, int, int], flag: str, index: int) -> None:
+    flags = {"--host": "127.0.0.1", "--port": "0", flag: str(ports[index]), "--max-model-len": "64"}
+    process = start(f"--model {folder} {' '.join(f'{name} {value}' for name, value in flags.items())}")
     _, log = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert len(log.splitlines()) == 2, log  # the note about the context, and the error
-    assert "is in use" in log
+    assert len(log.splitlines()) == 1, log
+    assert re.search(rf"\({ports[index]}\) (is|cannot be had: Address already) in use.*choose another with {flag}$", log), log
+
+
+class Whole:
+    """A server of one's own in a process group of its own, as a terminal makes one; `engine` is its engine's process."""
+
+    def __init__(self, folder: Path, flags: str = "") -> None:
+        port = free_port()
+        self.process = start(f"--model {folder} --host 127.0.0.1 --port {port} --max-model-len 512 {flags}", group=True)
+        self.url = f"http://127.0.0.1:{port}"
+        wait_ready(self.url, self.process)
+
+    @property
+    def engine(self) -> psutil.Process:
+        [engine] = psutil.Process(self.process.pid).children()
+        return engine
+
+    def stream(self) -> Any:
+        body = {"prompt": "a", "stream": True, "ignore_eos": True, "max_tokens": 400}
+        return httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=60, trust_env=False)
+
+    def end(self) -> str:
+        """Its log, once it has ended by itself."""
+        try:
+            return self.process.communicate(timeout=30)[1]
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+
+
+def test_an_engine_killed_under_load_comes_back(folder: Path) -> None:
+    server = Whole(folder)
+    try:
+        with server.stream() as response:
+            lines = response.iter_lines()
+            next(lines)
+            engine = server.engine
+            engine.kill()
+            began = time.monotonic()
+            rest = [line for line in lines if line]
+            assert time.monotonic() - began < 2
+        assert "the engine is not running" in rest[-2]
+        assert rest[-1] == "data: [DONE]"
+        assert httpx.get(f"{server.url}/ready", trust_env=False).json() == {"status": "restarting"}
+        response = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"}, trust_env=False)
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_dead")
+        wait_ready(server.url, server.process)
+        body = {"prompt": "a", "max_tokens": 3}
+        assert httpx.post(f"{server.url}/v1/completions", json=body, trust_env=False).status_code == 200
+        assert server.engine.pid != engine.pid
+    finally:
+        server.process.send_signal(signal.SIGTERM)
+        log = server.end()
+    assert server.process.returncode == 0
+    assert "SIGKILL" in log
+    assert "ready again" in log
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_drains(folder: Path, number: signal.Signals) -> None:
+    server = Whole(folder)
+    with server.stream() as response:
+        lines = response.iter_lines()
+        next(lines)
+        os.killpg(server.process.pid, number)
+        rest = [line for line in lines if line]
+    assert '"finish_reason":"length"' in "".join(rest)
+    assert "error" not in "".join(rest)
+    assert "Traceback" not in server.end()
+    assert server.process.returncode == 0
+
+
+def test_a_second_ctrl_c_ends_all_at_once(folder: Path) -> None:
+    server = Whole(folder)
+    engine = server.engine
+    engine.suspend()  # so that it can neither answer nor stop by itself
+    request = threading.Thread(target=_ask, args=(server.url,))
+    request.start()
+    time.sleep(0.5)
+    os.killpg(server.process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    assert server.process.poll() is None, "it waits for the answer"
+    os.killpg(server.process.pid, signal.SIGINT)
+    assert server.process.wait(2) == 130
+    assert engine.wait(2) is None or not engine.is_running()
+    server.end()
+    request.join(10)
+
+
+def _ask(url: str) -> None:
+    with contextlib.suppress(httpx.HTTPError):
+        httpx.post(f"{url}/v1/completions", json={"prompt": "a"}, timeout=20, trust_env=False)
+
+
+def test_a_killed_server_leaves_no_engine(folder: Path) -> None:
+    server = Whole(folder)
+    engine = server.engine
+    server.process.kill()
+    engine.wait(2)
+    server.end()
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ("--model /no/such/folder", "does not exist"),
-        ("--model FOLDER --reasoning-parser other", "reasoning_parser"),
-        ("--model FOLDER --port 70000", "port"),
+        ("--model FOLDER --reasoning-parser other", "--reasoning-parser (other) must be ernie-45-vl or"),
+        ("--model FOLDER --tool-call-parser ernie46", "did you mean"),
+        ("--model FOLDER --workers 4", "--workers (4) must be 1"),
+        ("--model FOLDER --quantization wint4", "--quantization is not for this server; the weights' own type"),
         ("--model FOLDER --max-num-seqs 0", "max_num_seqs"),
         ("--model FOLDER --allowed-media-folder /no/such", "allowed_media_folder"),
-        ("--model FOLDER --no-such-flag", "--no-such-flag"),
+        ("--model FOLDER --no-such-flag", "no-such-flag"),
     ],
 )
 def test_flags_that_are_wrong(folder: Path, capsys: pytest.CaptureFixture[str], arguments: str, words: str) -> None:
     from ernie45.entrypoints.openai.api_server import main
 
     argv = arguments.replace("FOLDER", str(folder)).split()
-    if "no-such-flag" in arguments:
+    if "no-such" in words:
         with pytest.raises(SystemExit) as stopped:
             main(argv)
         assert stopped.value.code == 2
