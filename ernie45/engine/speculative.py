@@ -22,7 +22,8 @@ MEASURED_EVERY = 64  # steps; one of so many runs without guesses, which tells w
 RETRIED_AFTER = 32  # tokens of a request without guesses, after which one guess is tried again
 _FORGET = 0.98  # of what steps have cost, for each step
 _MEMORY = 0.9  # of a request's successes, for each trial
-_UNKNOWN_SHARE = 0.25  # of a step's time that a guess costs, until it is known
+_HALF_ROWS = 8  # of a step in which a row is taken to cost half its time, until it is known
+_MARGIN = 1.1  # a guess must promise so much more than it costs; what is measured is not exact
 
 
 class Proposer(Protocol):
@@ -76,11 +77,11 @@ class StepCost:
         """Time of one more row, relative to the time of one row among `num_rows` without it; from 0 (free) to 1."""
         variance = self._weight * self._rows2 - self._rows**2
         if self._weight < 4 or variance <= 1e-6 * self._rows2:
-            return _UNKNOWN_SHARE
+            return num_rows / (num_rows + _HALF_ROWS)
         slope = (self._weight * self._rows_time - self._rows * self._time) / variance
         step = self._time / self._weight + slope * (num_rows - self._rows / self._weight)
         if step <= 0:
-            return _UNKNOWN_SHARE
+            return 1.0
         return min(max(slope * num_rows / step, 0.0), 1.0)
 
 
@@ -135,7 +136,7 @@ class Speculator:
             if request.is_decoding:
                 decoding.append(request)
         measures = self._num_steps % MEASURED_EVERY == 0
-        share = self._cost.share(len(decoding))
+        share = _MARGIN * self._cost.share(len(decoding))
         wanted = []
         for request in decoding:
             # The last token of an answer is drawn and never computed, so guesses end one before it.
