@@ -46,16 +46,20 @@ class _Merged:
 
     def __init__(self, first: Tokens) -> None:
         self._token_ids = array("q", first.token_ids)
-        self._logprobs: list[TokenLogprob] = list(first.logprobs or ())
+        self._logprobs: list[TokenLogprob] | None = None if first.logprobs is None else list(first.logprobs)
         # With the first tokens or not at all: nothing of these is lost by looking at the first report only.
         self._prompt_logprobs = first.prompt_logprobs
+        self._queue_s = first.queue_s
         self._num_tokens = first.num_tokens
         self._num_cached_tokens = first.num_cached_tokens
         self._last = first
 
     def add(self, tokens: Tokens) -> None:
         self._token_ids.extend(tokens.token_ids)
-        self._logprobs.extend(tokens.logprobs or ())
+        if tokens.logprobs is not None:
+            if self._logprobs is None:
+                self._logprobs = []
+            self._logprobs.extend(tokens.logprobs)
         self._num_tokens += tokens.num_tokens
         self._num_cached_tokens = max(self._num_cached_tokens, tokens.num_cached_tokens)
         self._last = tokens
@@ -66,6 +70,7 @@ class _Merged:
             token_ids=tuple(self._token_ids),
             num_tokens=self._num_tokens,
             num_cached_tokens=self._num_cached_tokens,
-            logprobs=None if self._last.logprobs is None else tuple(self._logprobs),
+            logprobs=None if self._logprobs is None else tuple(self._logprobs),
             prompt_logprobs=self._prompt_logprobs,
+            queue_s=self._queue_s,
         )
