@@ -243,28 +243,31 @@ class Request:
 
     def append(self, token_id: int, logprob: TokenLogprob | None = None) -> Event:
         """Take one generated token; sets `finish_reason` when it is a stop token or reaches the limit."""
-        is_first = len(self.tokens) == self.num_prompt_tokens
-        self.tokens.append(token_id)
+        tokens = self.tokens
+        tokens.append(token_id)
+        num_tokens = len(tokens)
         visible: tuple[int, ...] = (token_id,)
         if token_id in self.params.stop_token_ids:
             self.finish_reason, self.stop_token_id, visible = "stop", token_id, ()
-        elif len(self.tokens) >= self.limit:
+        elif num_tokens >= self.limit:
             self.finish_reason = "length"
         logprobs: tuple[TokenLogprob, ...] | None = None
         if self.logprobs is not None:
             assert logprob is not None, self.request_id
             logprobs = (logprob,) if visible else ()
             self.logprobs += logprobs
+        told = self.prompt_logprobs
+        # By position: names would cost as much as all the rest, for each token of each request.
         return Event(
-            request_id=self.request_id,
-            token_ids=visible,
-            finish_reason=self.finish_reason,
-            stop_token_id=self.stop_token_id,
-            num_prompt_tokens=self.num_prompt_tokens,
-            num_cached_tokens=self.num_cached_tokens,
-            logprobs=logprobs,
-            prompt_logprobs=tuple(self.prompt_logprobs) if is_first and self.prompt_logprobs is not None else None,
-            queue_s=self.queue_s,
+            self.request_id,
+            visible,
+            self.finish_reason,
+            self.stop_token_id,
+            self.num_prompt_tokens,
+            self.num_cached_tokens,
+            logprobs,
+            None if told is None or num_tokens > self.num_prompt_tokens + 1 else tuple(told),
+            self.queue_s,
         )
 
     def take(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob | None] = ()) -> Event:

@@ -141,21 +141,24 @@ class Scheduler:
 
     def update(self, chunks: Sequence[Chunk], output: StepOutput) -> list[Event]:
         """Book a step that ran. One event for each chunk that samples, in order."""
+        token_ids, logprobs, told = output
         events: list[Event] = []
         row = 0
         for request, _, _, samples in chunks:
-            rows = slice(row, row + (1 + len(request.draft) if samples else 0))
+            first = row
             if samples:
-                row = rows.stop
+                row += 1 + len(request.draft)
                 request.num_pending_tokens -= 1
             if request.state == "finished":
                 continue  # aborted, or stopped by the token before: what came is surplus
-            if output.prompt_logprobs and request.request_id in output.prompt_logprobs:
-                request.extend_prompt_logprobs(*output.prompt_logprobs[request.request_id])
+            if told and request.request_id in told:
+                request.extend_prompt_logprobs(*told[request.request_id])
             if samples:
-                events.append(request.take(output.token_ids[rows], output.logprobs[rows]))
-                if rows.stop - rows.start > 1:  # guesses that came true are computed
-                    request.num_computed_tokens = len(request.tokens) - 1
+                if request.draft:
+                    events.append(request.take(token_ids[first:row], logprobs[first:row]))
+                    request.num_computed_tokens = len(request.tokens) - 1  # guesses that came true are computed
+                else:
+                    events.append(request.append(token_ids[first], logprobs[first] if logprobs else None))
                 if request.finish_reason is not None:
                     self._finish(request)
         return events
