@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from ernie45 import __version__
-from ernie45.commands import chat, convert, demo, evaluate, generate, info, serve, train
+from ernie45.commands import chat, convert, demo, evaluate, generate, info, run_batch, serve, train
 from ernie45.config.errors import Ernie45Error
 
 EXIT_USER_ERROR = 2
@@ -35,6 +35,7 @@ COMMANDS = {
     "demo": demo,
     "chat": chat,
     "generate": generate,
+    "run-batch": run_batch,
     "serve": serve,
     "info": info,
     "convert": convert,

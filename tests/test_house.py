@@ -19,7 +19,7 @@ PACKAGE = ROOT / "ernie45"
 # docs/architecture.md shows the same table.
 LAYERS = {
     **dict.fromkeys(["cli", "commands", "recipes", "bench"], 7),
-    **dict.fromkeys(["server", "entrypoints", "hf"], 6),
+    **dict.fromkeys(["server", "entrypoints", "hf", "offline"], 6),
     **dict.fromkeys(["disagg", "train", "evals"], 5),
     **dict.fromkeys(["engine", "data"], 4),
     **dict.fromkeys(["parallel", "quant"], 3),
@@ -32,6 +32,7 @@ WHOLE_RUNS = 7  # may import anything
 SIDEWAYS = {
     ("checkpoint", "model"): "load_model builds the model that it fills",
     ("entrypoints", "server"): "FastDeploy's flags are a few lines over the server",
+    ("offline", "server"): "thoughts, stop strings and defaults are those of the server",
 }
 
 # Folders and files (without .py) that never name these packages, not even inside a function.
@@ -45,7 +46,14 @@ BANNED = {
 IMPORTED_WITHOUT_TORCH = ["ernie45", "ernie45.cli", "ernie45.processor", "ernie45.config.presets", "ernie45.config.parameters"]
 # Parts of a declared package that have a name of their own, and packages that are imported by another name.
 COME_WITH_ANOTHER = ["starlette", "pydantic_core"]
-DISTRIBUTION_OF = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}
+DISTRIBUTION_OF = {
+    "pillow": "PIL",
+    "huggingface-hub": "huggingface_hub",
+    "pyzmq": "zmq",
+    "prometheus-client": "prometheus_client",
+    "opentelemetry-sdk": "opentelemetry",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+}
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc"}
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 40, 6
@@ -154,7 +162,8 @@ def test_packages_stay_where_they_belong(package: str) -> None:
 def test_dependencies_are_those_that_are_imported() -> None:
     imported = {name.split(".")[0] for path in files_below("ernie45") for name in imports_of(path)}
     imported -= {*sys.stdlib_module_names, "ernie45"} | set(COME_WITH_ANOTHER)
-    declared = {DISTRIBUTION_OF.get(name, name) for name in _declared("dependencies") + _declared("train") + _declared("hf")}
+    names = [name for section in ("dependencies", "train", "hf", "trace") for name in _declared(section)]
+    declared = {DISTRIBUTION_OF.get(name, name) for name in names}
     assert imported == declared
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
-from typing_extensions import Self
 
 from ernie45.processor.messages import MAX_UUID_CHARACTERS
 from ernie45.server.protocol.base import Strict
@@ -46,7 +45,7 @@ class ImagePart(Strict):
     uuid: Uuid | None = Field(None, description=UUID_DESCRIPTION)
 
     @model_validator(mode="after")
-    def _is_somewhere(self) -> Self:
+    def _is_somewhere(self) -> "ImagePart":
         if self.image_url is None and self.uuid is None:
             raise PydanticCustomError("missing_source", "image_url must be given, or a uuid that stands for it")
         return self
@@ -60,7 +59,7 @@ class VideoPart(Strict):
     uuid: Uuid | None = Field(None, description=UUID_DESCRIPTION)
 
     @model_validator(mode="after")
-    def _is_somewhere(self) -> Self:
+    def _is_somewhere(self) -> "VideoPart":
         if self.video_url is None and self.uuid is None:
             raise PydanticCustomError("missing_source", "video_url must be given, or a uuid that stands for it")
         return self
