@@ -13,7 +13,7 @@ from ernie45 import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", "docs/architecture.md", "docs/shapes.md"]
+PAGES = ["README.md", "docs/architecture.md", "docs/serving.md", "docs/shapes.md"]
 
 
 def blocks(language: str) -> list[str]:
