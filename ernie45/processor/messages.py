@@ -14,6 +14,8 @@ from ernie45.processor.source import is_url
 
 MediaKind = Literal["image", "video"]
 MAX_UUID_CHARACTERS = 256
+# Lists and objects inside each other, of JSON that strangers send: templates and encoders walk them by recursion.
+MAX_DEPTH = 128
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _PARTS: dict[str, MediaKind | None] = {
     "text": None,
@@ -56,6 +58,17 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> Conversation:
         raise RequestError("messages must be a list of at least one message; add {'role': 'user', 'content': '...'}")
     media: list[MediaSource] = []
     return Conversation([_message(f"messages[{i}]", message, media) for i, message in enumerate(messages)], media)
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether JSON has more than MAX_DEPTH lists and objects inside each other. Itself without recursion."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        containers = [item for item in level if isinstance(item, dict | list)]
+        if not containers:
+            return False
+        level = [item for inner in containers for item in (inner.values() if isinstance(inner, dict) else inner)]
+    return any(isinstance(item, dict | list) for item in level)
 
 
 def _message(field: str, message: Mapping[str, Any], media: list[MediaSource]) -> dict[str, Any]:
@@ -102,10 +115,12 @@ def _tool_call(field: str, call: Any) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"{field}.function.arguments must be a JSON object as text: {error}") from error
     if not isinstance(arguments, Mapping):
         raise RequestError(f"{field}.function.arguments must be a JSON object, is {type(arguments).__name__}")
+    if is_too_deep(arguments):
+        raise RequestError(f"{field}.function.arguments must have at most {MAX_DEPTH} levels; flatten them")
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from ernie45.processor.messages import MAX_DEPTH, is_too_deep
 from ernie45.server.errors import ApiError
 from ernie45.server.protocol import ApiRequest
 
@@ -70,7 +71,9 @@ def parse_json(body: bytes) -> Any:
         data = json.loads(text, parse_constant=_refuse_constant)
         if _SURROGATE_RE.search(text):  # half a character, which no UTF-8 text can have, makes this raise
             json.dumps(data, ensure_ascii=False).encode()
-        return data
+        if not is_too_deep(data):
+            return data
+        reason = f"it has more than {MAX_DEPTH} levels"
     except RecursionError:
         reason = "it is nested too deeply"
     except ValueError as error:  # JSON, UTF-8, or a number with thousands of digits

@@ -226,3 +226,21 @@ def test_official_client(server: Any, engine: Any) -> None:
     assert [(event.name, event.arguments) for event in done] == [("get_weather", '{"city": "北京"}'), ("add", "{}")]
     assert final.finish_reason == "tool_calls"
     assert len(final.message.tool_calls) == 2
+
+
+@pytest.mark.parametrize("depth", [100, 200, 300, 900, 3000])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '{"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "default": DEEP}}}]}',
+        '{"tool_choice": "none", "tools": [{"type": "function", "function": {"name": "f", "parameters": {"default": DEEP}}}]}',
+        '{"guided_json": {"default": DEEP}}',
+        '{"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"default": DEEP}}}}',
+        '{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{\\"a\\": DEEP}"}}]}]}',
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+def test_deep_json_makes_no_500(server: Any, depth: int, fields: str, path: str) -> None:
+    body = '{"messages": [{"role": "user", "content": "hi"}], ' + fields[1:].replace("DEEP", "[" * depth + "]" * depth)
+    response = server.client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in (200, 400), response.text
