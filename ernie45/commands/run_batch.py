@@ -4,7 +4,6 @@ Knows nothing about the protocol (`server`).
 """
 
 import argparse
-import asyncio
 import sys
 import time
 from dataclasses import replace
@@ -52,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = replace(to_config(args, BATCH_FLAGS), quiet=True, max_num_requests=10**9, request_timeout_s=None)
     concurrency = args.concurrency or _REQUESTS_PER_SEQUENCE * config.engine.max_num_seqs
+
+    import asyncio
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -146,7 +146,7 @@ def load_media(
     data: bytes | None = None,
 ) -> LoadedMedia:
     """One picture, processed or found in the cache. data: its bytes, where they were fetched already."""
-    if isinstance(media.source, (Image.Image, Video)):
+    if isinstance(media.source, (Image.Image, Video)) or (data is None and cache is None):
         return _process(media, media.source, config, limits)
     if data is None:
         max_bytes = limits.max_image_bytes if media.kind == "image" else limits.max_video_bytes
