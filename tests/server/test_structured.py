@@ -1,5 +1,6 @@
 """From the forms that requests ask for to grammars: what they let through, and what is refused."""
 
+import copy
 import json
 from typing import Any
 
@@ -8,7 +9,9 @@ from llguidance import LLMatcher
 
 from ernie45.config.sampling import Grammar
 from ernie45.processor import Processor
+from ernie45.processor.added_tokens import AddedToken
 from ernie45.processor.grammar import GrammarCompiler, check_grammar
+from ernie45.processor.tokenizer import Tokenizer
 from ernie45.server.errors import ApiError
 from ernie45.server.protocol.structured import StructuredFields
 from ernie45.server.protocol.tools import FunctionDefinition
@@ -174,3 +177,25 @@ def test_tags_that_are_tokens_are_written_as_tokens() -> None:
     assert wanted is not None
     assert 'call: <tool_call> "' in wanted.text
     check_grammar(wanted, [FORM.start, FORM.end])
+
+
+def test_a_tokenizer_with_tags_as_tokens(processor: Processor) -> None:
+    """As ERNIE's own: the call is written with its tokens, and its letters are not taken for them."""
+    data = copy.deepcopy(processor.tokenizer.data)
+    for name in (FORM.start, FORM.end):
+        token_id = len(data["model"]["vocab"])
+        data["model"]["vocab"][name] = token_id
+        data["added_tokens"].append(AddedToken(token_id, name, special=False).to_json())
+    tokenizer = Tokenizer(data)
+    start, end = tokenizer.id_of(FORM.start), tokenizer.id_of(FORM.end)
+    assert start is not None
+    assert end is not None
+    wanted = grammar(None, rule(control_tokens=frozenset(tokenizer.control_ids)), None)
+    assert wanted is not None
+    compiler = GrammarCompiler(tokenizer, len(tokenizer))
+    body = tokenizer.encode('\n{"name": "stop", "arguments": {}}\n')
+    matcher = compiler.matcher(wanted)
+    assert matcher.try_consume_tokens([start, *body, end]) == len(body) + 2
+    assert matcher.is_accepting()
+    assert compiler.matcher(wanted).try_consume_tokens(tokenizer.encode(FORM.start)) == 0
+    assert tokenizer.decode([start, *body, end]) == f'{FORM.start}\n{{"name": "stop", "arguments": {{}}}}\n{FORM.end}'
