@@ -117,7 +117,7 @@ class LLM:
         return replace(
             stats,
             num_drafts=speculator.num_drafts,
-            num_proposed_tokens=speculator.num_proposed_tokens,
+            num_draft_tokens=speculator.num_draft_tokens,
             num_accepted_tokens=speculator.num_accepted_tokens,
         )
 

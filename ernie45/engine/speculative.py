@@ -122,7 +122,7 @@ class Speculator:
         self._num_steps = 0
         self._started = 0.0
         self._before: dict[str, tuple[int, int]] = {}
-        self.num_proposed_tokens = 0
+        self.num_draft_tokens = 0
         self.num_accepted_tokens = 0
         self.num_drafts = 0
 
@@ -173,7 +173,7 @@ class Speculator:
             for books in (record, self._all):
                 books.observe(num_accepted, num_tried)
             self.num_drafts += 1
-            self.num_proposed_tokens += num_proposed
+            self.num_draft_tokens += num_proposed
             self.num_accepted_tokens += num_accepted
         if only_decodes:
             self._cost.observe(num_rows, self._clock() - self._started)

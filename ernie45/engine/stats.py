@@ -14,7 +14,7 @@ class SchedulerStats:
     num_host_hit_tokens, num_disk_hit_tokens  those of them that came from host memory, and from disk.
     num_encoded_units, num_encoder_hits  images and two-frame units: encoded, and found among those encoded before.
     num_running_tokens    tokens of running requests, prompts and answers.
-    num_drafts, num_proposed_tokens, num_accepted_tokens  of speculation: drafts checked, guesses in them,
+    num_drafts, num_draft_tokens, num_accepted_tokens  of speculation: drafts checked, guesses in them,
                           and guesses that came true.
     """
 
@@ -34,5 +34,5 @@ class SchedulerStats:
     num_encoder_hits: int = 0
     num_running_tokens: int = 0
     num_drafts: int = 0
-    num_proposed_tokens: int = 0
+    num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
