@@ -48,7 +48,8 @@ class LlmEngine:
 
     def stats(self) -> Stats:
         known = self._llm.stats()
-        return Stats(**{field.name: getattr(known, field.name) for field in fields(Stats) if hasattr(known, field.name)})
+        same = {field.name: getattr(known, field.name) for field in fields(Stats) if hasattr(known, field.name)}
+        return Stats(**same, expert_tokens=self._llm.expert_tokens())
 
     def step(self) -> list[Tokens]:
         return [
@@ -61,6 +62,7 @@ class LlmEngine:
                 stop_token_id=event.stop_token_id,
                 logprobs=event.logprobs,
                 prompt_logprobs=event.prompt_logprobs,
+                queue_s=event.queue_s,
             )
             for event in self._llm.step()
         ]
