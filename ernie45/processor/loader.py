@@ -23,7 +23,7 @@ from ernie45.processor.positions import num_media_tokens
 from ernie45.processor.source import MediaLimits, is_download, read_bytes
 from ernie45.processor.video import Video, check_video_start, video_patches
 
-_MAX_FETCHES_PER_REQUEST = 16
+_MAX_AT_ONCE_PER_REQUEST = 16  # one with a hundred pictures leaves the threads to others in between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,8 @@ class MediaLoader:
     async def load(self, sources: Sequence[MediaSource], options: LoadOptions | None = None) -> tuple[LoadedMedia, ...]:
         """All of them, in order. The first that fails ends the others; MediaError, or RequestError over max_tokens."""
         options = options or LoadOptions()
-        fetches = asyncio.Semaphore(_MAX_FETCHES_PER_REQUEST)
-        tasks = [asyncio.ensure_future(self._load(source, options, fetches)) for source in sources]
+        slots = asyncio.Semaphore(_MAX_AT_ONCE_PER_REQUEST)
+        tasks = [asyncio.ensure_future(self._load(source, options, slots)) for source in sources]
         num_tokens = 0
         try:
             for task in asyncio.as_completed(tasks):
@@ -88,17 +88,15 @@ class MediaLoader:
         if self._fetcher is not None:
             await self._fetcher.close()
 
-    async def _load(self, media: MediaSource, options: LoadOptions, fetches: asyncio.Semaphore) -> LoadedMedia:
+    async def _load(self, media: MediaSource, options: LoadOptions, slots: asyncio.Semaphore) -> LoadedMedia:
         config = options.config or self.config
         known = find_named(media, config, self.cache, options.tenant)
         if known is not None:
             return known
-        data = None
-        if is_download(media.source):
-            async with fetches:
-                data = await _fetch(self._fetcher_of_loop(), media, self.limits)
-        work = (media, config, self.limits, self.cache, options.tenant, data)
-        return await asyncio.get_running_loop().run_in_executor(self._pools[media.kind], load_media, *work)
+        async with slots:
+            data = await _fetch(self._fetcher_of_loop(), media, self.limits) if is_download(media.source) else None
+            work = (media, config, self.limits, self.cache, options.tenant, data)
+            return await asyncio.get_running_loop().run_in_executor(self._pools[media.kind], load_media, *work)
 
     def _fetcher_of_loop(self) -> Fetcher:
         if self._fetcher is None:
