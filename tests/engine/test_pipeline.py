@@ -154,17 +154,18 @@ TRAFFIC = st.fixed_dictionaries(
             "prefix_cache": st.just(True),
             "vision_cache_tokens": st.sampled_from([0, 20, 1000]),
             "overlap": st.booleans(),
+            "host_cache_bytes": st.sampled_from([0, 3, 100]),  # in pages
+            "disk_cache_folder": st.booleans(),
         }
     ),
-    tiers=st.fixed_dictionaries({"host": st.sampled_from([0, 3, 100]), "disk": st.booleans()}),
 )
 def test_random_traffic(
-    model: ErnieModel, prompts: dict, recomputed: dict, arrivals: list, options: dict, tiers: dict,
+    model: ErnieModel, prompts: dict, recomputed: dict, arrivals: list, options: dict,
     tmp_path_factory: pytest.TempPathFactory,
 ):  # fmt: skip
     """Whoever comes and goes when, however little memory there is: the same tokens as by recomputation."""
-    options["host_cache_bytes"] = tiers["host"] * page_bytes(model)
-    options["disk_cache_folder"] = tmp_path_factory.mktemp("pages") if tiers["disk"] else None
+    options["host_cache_bytes"] *= page_bytes(model)
+    options["disk_cache_folder"] = tmp_path_factory.mktemp("pages") if options["disk_cache_folder"] else None
     llm = make_llm(model, **options)
     received: list[list[int]] = [[] for _ in arrivals]
     due = [(sum(item["delay"] for item in arrivals[: index + 1]), index) for index in range(len(arrivals))]
