@@ -4,6 +4,7 @@ Knows nothing about which route raises them.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from ernie45.config.errors import (
@@ -40,6 +41,11 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+
+    def renamed(self, rename: Callable[[str], str]) -> "ApiError":
+        """The same with other names of fields. rename: of a text, which may be the message or a field."""
+        param = None if self.param is None else rename(self.param)
+        return ApiError(self.status, rename(self.message), param=param, code=self.code, retry_after_s=self.retry_after_s)
 
     @property
     def type(self) -> str:

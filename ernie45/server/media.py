@@ -4,7 +4,7 @@ Knows nothing about HTTP, text or the engine.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ class MediaRequest:
     messages    the conversation in OpenAI's form, checked as far as can be without the pictures.
     cache_salt  of the request. max_tokens: that the context has.
     kwargs      its `mm_processor_kwargs`. hashes: its `mm_hashes`, names like a part's `uuid`.
+    rename      what a body without messages calls their fields, for errors.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -37,6 +38,7 @@ class MediaRequest:
     cache_salt: str | None = None
     kwargs: Mapping[str, Any] | None = None
     hashes: Sequence[str | None] | None = None
+    rename: Callable[[str], str] = str
 
 
 def media_limits(config: ServerConfig) -> MediaLimits:

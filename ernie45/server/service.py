@@ -176,7 +176,10 @@ class Service:
         if wanted is None:
             return served
         with current_record().media_time():
-            return replace(served, media=await self.media.load(wanted, authorization))
+            try:
+                return replace(served, media=await self.media.load(wanted, authorization))
+            except Ernie45Error as error:
+                raise self.to_api_error(error).renamed(wanted.rename) from error
 
     def _begin(self, task: Task, deadline: Deadline) -> "_Run":
         """Hand a task to the engine. Each of its answers counts as a request."""

@@ -263,6 +263,14 @@ def test_no_input_makes_a_500(server: Any, items: list[Any], fields: dict[str, A
     assert response.status_code in (200, 400), response.text
 
 
+def test_bad_pictures_are_named_as_they_were_sent(server: Any) -> None:
+    items = [{"role": "system", "content": "s"}, user({"type": "input_image", "image_url": "data:image/png;base64,eA=="})]
+    response = server.client.post("/v1/responses", json={"input": items, "instructions": "i"})
+    assert response.status_code == 415
+    assert response.json()["error"]["param"] == "input[1].content[0].image_url"
+    assert response.json()["error"]["message"].startswith("input[1].content[0].image_url (1 bytes)")
+
+
 def test_other_model_is_404_and_queries_are_refused(server: Any) -> None:
     assert server.client.post("/v1/responses", json={"input": "hi", "model": "gpt"}).status_code == 404
     assert server.client.get("/v1/responses/x?stream=true").status_code == 400

@@ -5,7 +5,7 @@ Knows nothing about HTTP, threads or how the engine works.
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -74,7 +74,8 @@ def translate_response(request: ResponsesRequest, model: ServedModel, store: Res
 def _media(request: ResponsesRequest, model: ServedModel, store: ResponseStore) -> MediaRequest | None:
     chat = _chat(request, store)
     try:
-        return media_request(chat.request, model)
+        wanted = media_request(chat.request, model)
+        return wanted and replace(wanted, rename=partial(_rename, turns=chat.turns))
     except (ApiError, Ernie45Error) as error:
         raise _renamed(error, chat) from error
 
@@ -127,8 +128,7 @@ def _renamed(error: Exception, chat: _Chat) -> ApiError:
     """The error in the words of the request that was sent."""
     api_error = error if isinstance(error, ApiError) else from_user_error(error) if isinstance(error, Ernie45Error) else None
     assert api_error is not None, error
-    message, param = (_rename(text, chat.turns) for text in (api_error.message, api_error.param or ""))
-    return ApiError(api_error.status, message, param=param or None, code=api_error.code)
+    return api_error.renamed(partial(_rename, turns=chat.turns))
 
 
 def _rename(text: str, turns: Sequence[Turn]) -> str:
