@@ -2,15 +2,21 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from ernie45.checkpoint import read_config, resolve_model
+from ernie45.config.engine import EngineConfig
 from ernie45.config.server import ServerConfig
+from ernie45.engine.stats import SchedulerStats
+from ernie45.processor import Processor
 from ernie45.server.auth import ApiKeys
+from ernie45.server.llm_engine import load_engine
 from ernie45.server.messages import Capacity, Stats
 from ernie45.server.metrics import ServerMetrics, metrics_app
 from ernie45.server.metrics_table import (
@@ -274,9 +280,39 @@ def test_load(server: Any, engine: Any) -> None:
     engine.say("on and on ", ends=False)
     engine.step_s = 0.01
     with server.client.stream("POST", "/v1/chat/completions", json=_STREAM) as response:
-        next(response.iter_raw())
+        chunks = response.iter_raw()
+        next(chunks)  # held: a dropped iterator closes the connection
         assert server.client.get("/load").json()["server_load"] == 1
 
 
 def test_keys_are_in_no_repr_of_the_config() -> None:
     assert "sk-secret" not in repr(ServerConfig(model="tiny", api_keys=("sk-secret",)))
+
+
+def test_every_number_of_an_engine_reaches_the_stats() -> None:
+    """Names are what joins the two; those that the loop counts, and what is fetched from the device, come otherwise."""
+    otherwise = {"num_steps", "num_prompt_tokens", "num_generated_tokens", "step_s", "expert_tokens"}
+    known = {field.name for field in fields(SchedulerStats)}
+    assert {field.name for field in fields(Stats)} - otherwise <= known
+
+
+def test_a_real_engine(start: Any, until: Any) -> None:
+    folder = resolve_model("tiny")
+    engine = SimpleNamespace(load=lambda: load_engine(folder, EngineConfig(num_pages=64)))
+    server = start(engine, processor=Processor.from_dir(folder)).wait()
+    usage = [server.answer("What is 47+12? " * 4, temperature=0, max_tokens=8)["usage"] for _ in range(2)][-1]
+    until(lambda: value(scrape(server), "generation_tokens_total") == 16 and value(scrape(server), "num_requests_running") == 0)
+    until(lambda: value(scrape(server), "prefix_cache_hits_total", tier="device") > 0)
+    values = scrape(server)
+    assert value(values, "prefix_cache_hits_total", tier="device") == usage["prompt_tokens_details"]["cached_tokens"] > 0
+    assert value(values, "cached_prompt_tokens_total") == usage["prompt_tokens_details"]["cached_tokens"]
+    assert value(values, "request_queue_time_seconds_count") == 2
+    assert value(values, "request_prefill_time_seconds_count") == 2
+    assert value(values, "kv_cache_num_pages") == 64
+    num_computed = 2 * usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"] + 2 * 7
+    tokens = {key: number for key, number in values.items() if key[0] == PREFIX + "expert_tokens_total"}
+    text = sum(number for (_, labels), number in tokens.items() if ("pool", "text") in labels)
+    config = read_config(folder)
+    pool = next(pool for pool in config.expert_pools if pool.modality == "text")
+    layers = sum(("pool", "text") in labels for (name, labels) in values if name == PREFIX + "expert_load_imbalance")
+    assert text == num_computed * pool.num_active * layers
