@@ -134,7 +134,7 @@ def test_guesses_are_checked_under_the_requests_adapter(model, folders, inputs, 
     )
     llm, wanted = LLM(model, config), [(prompt, name) for prompt in inputs for name in NAMES]
     assert run(llm, [(inputs[prompt], name) for prompt, name in wanted]) == [alone[key] for key in wanted]
-    assert llm.stats().num_proposed_tokens > 0
+    assert llm.stats().num_draft_tokens > 0
 
 
 def test_pages_are_never_shared_between_adapters(model, folders, inputs, alone) -> None:
