@@ -20,7 +20,7 @@ from ernie45.server.timeline import RequestRecord, begin_record
 CLIENT_CLOSED_REQUEST = 499
 UNMATCHED = "unmatched"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# Asked every second by whoever watches; in the metrics, but not in the log.
+# Asked every second by whoever watches, also while the answer is no; in the metrics, but not in the log.
 _PROBES = frozenset({"/health", "/ready", "/metrics", "/load", "/ping"})
 _MAX_ID = 128
 _NOT_IN_ID = re.compile(r"[^A-Za-z0-9._:\-]")
@@ -63,7 +63,7 @@ class AccessLog:
         self.metrics.responded(record.method, record.route, record.status, record.duration_s)
         for told in self.on_done:
             told(record, headers)
-        level = logging.DEBUG if record.route in _PROBES and record.status < 400 else logging.INFO
+        level = logging.DEBUG if record.route in _PROBES and record.status in (200, 503) else logging.INFO
         if _log.isEnabledFor(level):
             fields = fields_of(record, scope.get("client"))
             text = " ".join(f"{name}={value}" for name, value in fields.items() if name not in _IN_TEXT)

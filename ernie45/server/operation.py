@@ -3,6 +3,9 @@
 Knows nothing about requests that generate.
 """
 
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,7 +16,7 @@ from ernie45.server.auth import ApiKeys, RequireKey
 from ernie45.server.dashboard import add_dashboard
 from ernie45.server.metrics import metrics_response
 from ernie45.server.service import Service
-from ernie45.server.tracing import open_tracing
+from ernie45.server.tracing import Tracing, open_tracing
 
 
 def add_operation(app: FastAPI, service: Service) -> None:
@@ -26,8 +29,23 @@ def add_operation(app: FastAPI, service: Service) -> None:
         app.add_middleware(RequireKey, keys=keys)
     tracing = open_tracing(config.trace_endpoint, config.model_name) if config.trace_endpoint else None
     if tracing is not None:
-        app.router.on_shutdown.append(tracing.close)
+        _close_at_the_end(app, tracing)
     app.add_middleware(AccessLog, metrics=service.metrics, on_done=(tracing.request_done,) if tracing else ())
+
+
+def _close_at_the_end(app: FastAPI, tracing: Tracing) -> None:
+    """What is not sent yet is sent when the application stops."""
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(application: Any) -> AsyncGenerator[Any, None]:
+        try:
+            async with inner(application) as state:
+                yield state
+        finally:
+            await asyncio.to_thread(tracing.close)
+
+    app.router.lifespan_context = lifespan
 
 
 def _add_metrics(app: FastAPI, service: Service) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 _OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion", "/v1/responses": "chat"}
+_EXPORT_S = 3  # a collector that never answers must not hold up a stop
 _MISSING = "trace_endpoint needs the extra 'trace', which is not installed; pip install 'ernie45[trace]', or leave it out"
 
 
@@ -36,7 +37,7 @@ def open_tracing(endpoint: str, model: str) -> Tracing:
     except ImportError as error:
         raise ConfigError(_MISSING) from error
     address = endpoint if endpoint.endswith("/v1/traces") else endpoint.rstrip("/") + "/v1/traces"
-    return Tracing(export.BatchSpanProcessor(exporter.OTLPSpanExporter(endpoint=address)), model)
+    return Tracing(export.BatchSpanProcessor(exporter.OTLPSpanExporter(endpoint=address, timeout=_EXPORT_S)), model)
 
 
 class Tracing:

@@ -95,12 +95,15 @@ def test_an_id_of_nothing_is_a_new_one() -> None:
     assert len({request_id(given) for given in (None, "", "\n", None)}) == 4
 
 
-def test_probes_are_not_logged_unless_they_fail(log: Log, server: Any, monkeypatch: pytest.MonkeyPatch, until: Any) -> None:
+def test_probes_are_not_logged_unless_they_are_refused(
+    log: Log, server: Any, monkeypatch: pytest.MonkeyPatch, until: Any
+) -> None:
     for path in ("/health", "/ready", "/metrics", "/load"):
         assert server.client.get(path).status_code == 200
     monkeypatch.setattr(server.service, "draining", True)
     assert server.client.get("/ready").status_code == 503
-    until(lambda: log.lines("/ready"))
+    assert server.client.post("/metrics").status_code == 405
+    until(lambda: log.lines("/metrics"))
     assert len(log.text.splitlines()) == 1
 
 

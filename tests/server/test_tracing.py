@@ -103,6 +103,12 @@ def test_errors_and_completions(traced: Any, exporter: InMemorySpanExporter, unt
     assert request.attributes["gen_ai.usage.output_tokens"] == 4
 
 
+def test_it_is_closed_with_the_server(traced: Any, exporter: InMemorySpanExporter) -> None:
+    assert not exporter._stopped
+    assert traced.stop() == 0
+    assert exporter._stopped
+
+
 def test_off_it_is_not_even_imported() -> None:
     """FastAPI loads OpenTelemetry's API by itself, where there is one; the SDK and the exporters are the weight."""
     code = (
