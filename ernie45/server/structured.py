@@ -17,7 +17,13 @@ from ernie45.config.errors import RequestError
 from ernie45.config.sampling import Grammar
 from ernie45.processor.grammar import check_grammar
 from ernie45.server.errors import ApiError
-from ernie45.server.protocol.structured import JsonSchemaFormat, StructuralTag, StructuredFields, TextFormat
+from ernie45.server.protocol.structured import (
+    MAX_GRAMMAR_CHARACTERS,
+    JsonSchemaFormat,
+    StructuralTag,
+    StructuredFields,
+    TextFormat,
+)
 from ernie45.server.protocol.tools import FunctionDefinition
 from ernie45.server.tools import ToolFormat
 
@@ -194,6 +200,9 @@ def _styled(schema: dict[str, Any], lenient: bool = False) -> str:
 
 def _check(form: Form) -> None:
     """ApiError (400) with the reason if no text has the form."""
+    if len(form.text) > MAX_GRAMMAR_CHARACTERS:
+        rule = f"{form.field} ({len(form.text)} characters) must have at most {MAX_GRAMMAR_CHARACTERS}; make it smaller"
+        raise ApiError(400, rule, param=form.field, code="invalid_value")
     kind: Any = "json_schema" if form.kind == "json" else form.kind
     try:
         check_grammar(Grammar(kind=kind, text=form.text))

@@ -116,6 +116,11 @@ def test_refused(request_fields: dict[str, Any], param: str, reason: str) -> Non
     assert reason in caught.value.message
 
 
+def test_too_large() -> None:
+    with pytest.raises(ApiError, match="make it smaller"):
+        answer_form(fields(guided_json={"type": "string", "description": "x" * 2**18}))
+
+
 def test_lenient_only_where_it_is_not_strict() -> None:
     assert answer_form(fields(**json_schema({"type": "string", "not": {}}))) is not None
     check_functions([function(name="f", parameters={"type": "object", "not": {}})], ["tools[0].function"])

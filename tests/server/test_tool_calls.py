@@ -9,6 +9,7 @@ import pytest
 
 from ernie45.processor import Processor
 from ernie45.processor.template import ChatTemplate
+from ernie45.server.protocol.answers import ChatChunk, ChatCompletion
 
 WEATHER = {
     "type": "function",
@@ -88,6 +89,13 @@ def test_calls(server: Any, engine: Any) -> None:
     assert message["reasoning_content"] == "hm"
     assert len({call["id"] for call in message["tool_calls"]}) == 2
     assert {call["type"] for call in message["tool_calls"]} == {"function"}
+
+
+def test_answers_are_as_documented(server: Any, engine: Any) -> None:
+    engine.say(SAYINGS[1])
+    ChatCompletion.model_validate(server.answer(tools=TOOLS))
+    for event in server.events(tools=TOOLS):
+        ChatChunk.model_validate(event)
 
 
 def test_content_is_null_beside_nothing_but_calls(server: Any, engine: Any) -> None:

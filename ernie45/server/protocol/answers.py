@@ -3,7 +3,7 @@
 Knows nothing about how answers come about.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -89,13 +89,29 @@ class Choice(Sent):
     )
 
 
+class CalledFunction(Sent):
+    """Which function is to be called, and with what."""
+
+    name: str | None = Field(None, description="the function; in a stream with the first piece of a call only")
+    arguments: str = Field(description="JSON of its arguments; empty in the first piece of a stream, then more of it")
+
+
+class CalledTool(Sent):
+    """A call, or in a stream the next piece of one."""
+
+    index: int | None = Field(None, description="in a stream: which call this is")
+    id: str | None = Field(None, description="what the result refers to; in a stream with the first piece only")
+    type: Literal["function"] | None = Field(None, description="function; in a stream with the first piece only")
+    function: CalledFunction = Field(description="the call")
+
+
 class ChatMessage(Sent):
     """An answer, or in a stream the next piece of it."""
 
     role: Literal["assistant"] | None = Field(None, description="assistant")
     content: str | None = Field(None, description="the answer")
     reasoning_content: str | None = Field(None, description="the thought; null where the model was not asked to think")
-    tool_calls: list[dict[str, Any]] | None = Field(None, description="functions that the model wants called")
+    tool_calls: list[CalledTool] | None = Field(None, description="functions that the model wants called")
     prompt_token_ids: list[int] | None = Field(None, description="with return_token_ids")
     completion_token_ids: list[int] | None = Field(None, description="with return_token_ids; the token that ended it too")
 

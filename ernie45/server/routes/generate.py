@@ -15,11 +15,26 @@ from ernie45.server.routes.openapi import ENGINE, answer_docs, body_docs
 from ernie45.server.service import Service, Streamed
 
 _PICTURE = {"type": "image_url", "image_url": {"url": "https://example.org/chart.png"}}
+_CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
 _CHAT_EXAMPLES = {
     "text": {"messages": [{"role": "user", "content": "What is 3 + 4?"}]},
     "a picture, without a thought": {
         "messages": [{"role": "user", "content": [_PICTURE, {"type": "text", "text": "Which bar is the highest?"}]}],
         "metadata": {"enable_thinking": False},
+    },
+    "a function to call": {
+        "messages": [{"role": "user", "content": "How warm is it in Rome?"}],
+        "tools": [{"type": "function", "function": {"name": "temperature", "parameters": _CITY}}],
+        "tool_choice": "auto",
+    },
+    "an answer that matches a schema": {
+        "messages": [{"role": "user", "content": "Which city is this?"}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "city", "schema": _CITY, "strict": True}},
     },
     "a stream with usage": {
         "messages": [{"role": "user", "content": "Tell a story."}],
