@@ -116,7 +116,7 @@ class Scheduler:
         config, num_preemptions = self._config, self._num_preemptions
         chunks: dict[str, Chunk] = {}
         prefills = self._plan_decodes(chunks)
-        num_rows = len(chunks) + self._add_drafts(chunks)
+        num_rows = len(chunks) + self._add_drafts(chunks, bool(prefills or self._waiting))
         tokens = config.max_num_batched_tokens - num_rows
         if chunks:
             tokens = min(tokens, config.prefill_tokens_beside_decodes)
@@ -230,14 +230,18 @@ class Scheduler:
                 self._cache.publish(request)
         return [request for request in prefills if request.state == "running"]
 
-    def _add_drafts(self, chunks: dict[str, Chunk]) -> int:
-        """Let decoding requests compute their guesses too, as far as budget and free pages go; returns how many those are."""
+    def _add_drafts(self, chunks: dict[str, Chunk], has_prompts: bool) -> int:
+        """Let decoding requests compute their guesses too, as far as budget and pages go; returns how many those are.
+
+        Prompts keep half of the budget, and each running request the page that it may need next: guesses delay nobody.
+        """
+        most = (self._config.max_num_batched_tokens - len(chunks)) // (2 if has_prompts else 1)
         num_drafted, page_size = 0, self._config.page_size
         for request, start, end, _ in tuple(chunks.values()):
             if request.draft:
-                room = self._config.max_num_batched_tokens - len(chunks) - num_drafted
-                room = max(min(room, (len(request.pages) + self._pool.num_free) * page_size - end), 0)
-                request.draft = request.draft[:room]
+                num_spare = max(self._pool.num_free - len(self._running), 0)
+                room = min(most - num_drafted, (len(request.pages) + num_spare) * page_size - end)
+                request.draft = request.draft[: max(room, 0)]
                 end += len(request.draft)
                 missing = -(-end // page_size) - len(request.pages)
                 if missing > 0:

@@ -107,7 +107,7 @@ METHODS = pytest.mark.parametrize("method", ["ngram", "mtp"])
 SCHEDULES = {
     "one": {"max_num_seqs": 1},
     "together": {},
-    "small budget": {"max_num_seqs": 4, "max_num_batched_tokens": 6},
+    "small budget": {"max_num_seqs": 4, "max_num_batched_tokens": 10},
     "few pages": {"num_pages": 18},
     "no prefix cache": {"prefix_cache": False},
 }
@@ -345,3 +345,22 @@ def test_taking_a_checked_draft() -> None:
     assert (event.token_ids, event.finish_reason, event.stop_token_id) == ((), "stop", 9)
     assert list(request.tokens[3:]) == [5, 6, 8, 9]
     assert isinstance(request.tokens, array)
+
+
+@METHODS
+@pytest.mark.usefixtures("eager")
+def test_guesses_delay_no_prompt(model: ErnieModel, method: str) -> None:
+    """With guesses enough for the whole budget, a prompt that comes still gets its half of it in every step."""
+    llm = engine(model, method, num_draft_tokens=9, max_num_seqs=4, max_num_batched_tokens=16)
+    for index in range(3):
+        llm.submit(Request(request_id=str(index), inputs=prompt(index), params=replace(GREEDY, max_tokens=150)))
+    for _ in range(12):
+        llm.step()
+    late = Request(request_id="late", inputs=prompt(7, 60), params=GREEDY)
+    llm.submit(late)
+    before = llm.stats().num_draft_tokens
+    for _ in range(10):  # 60 tokens at 6 or more a step
+        llm.step()
+        llm.check_integrity()
+    assert late.num_computed_tokens >= 60
+    assert llm.stats().num_draft_tokens > before
