@@ -5,10 +5,11 @@ Knows nothing about text, requests or models.
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -38,6 +39,15 @@ class LoadOptions:
     tenant: str = ""
     config: ProcessorConfig | None = None
     max_tokens: int | None = None
+
+
+class Processing(NamedTuple):
+    """How a picture is processed, and where and for whom it is kept."""
+
+    config: ProcessorConfig
+    limits: MediaLimits
+    cache: MediaCache | None = None
+    tenant: str = ""
 
 
 class MediaLoader:
@@ -95,8 +105,13 @@ class MediaLoader:
             return known
         async with slots:
             data = await _fetch(self._fetcher_of_loop(), media, self.limits) if is_download(media.source) else None
-            work = (media, config, self.limits, self.cache, options.tenant, data)
-            return await asyncio.get_running_loop().run_in_executor(self._pools[media.kind], load_media, *work)
+            unwanted = threading.Event()
+            work = (media, Processing(config, self.limits, self.cache, options.tenant), data, unwanted.is_set)
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._pools[media.kind], load_media, *work)
+            except asyncio.CancelledError:
+                unwanted.set()  # the client has left, or another picture failed: a video stops in the middle
+                raise
 
     def _fetcher_of_loop(self) -> Fetcher:
         if self._fetcher is None:
@@ -114,7 +129,7 @@ def load_all(
     loaded = []
     for media, known in zip(sources, named, strict=True):
         data = next(bodies) if known is None and is_download(media.source) else None
-        loaded.append(known or load_media(media, config, limits, cache, "", data))
+        loaded.append(known or load_media(media, Processing(config, limits, cache), data))
     return loaded
 
 
@@ -137,34 +152,34 @@ def find_named(media: MediaSource, config: ProcessorConfig, cache: MediaCache | 
 
 def load_media(
     media: MediaSource,
-    config: ProcessorConfig,
-    limits: MediaLimits,
-    cache: MediaCache | None = None,
-    tenant: str = "",
+    processing: Processing,
     data: bytes | None = None,
+    is_unwanted: Callable[[], bool] = lambda: False,
 ) -> LoadedMedia:
     """One picture, processed or found in the cache. data: its bytes, where they were fetched already."""
+    config, limits, cache, tenant = processing
     if isinstance(media.source, (Image.Image, Video)) or (data is None and cache is None):
-        return _process(media, media.source, config, limits)
+        return _process(media, media.source, processing, is_unwanted)
     if data is None:
         max_bytes = limits.max_image_bytes if media.kind == "image" else limits.max_video_bytes
         data = read_bytes(media.source, max_bytes, limits, media.field)
     if cache is None:
-        return _process(media, data, config, limits)
+        return _process(media, data, processing, is_unwanted)
     key = MediaKey(tenant, media.kind, hashlib.sha256(data).digest(), config)
     loaded = cache.get(key)
     if loaded is None:
-        loaded = _process(media, data, config, limits)
+        loaded = _process(media, data, processing, is_unwanted)
         cache.put(key, loaded)
     if media.uuid is not None:
         cache.name(key, media.uuid, media.source if is_download(media.source) else None)
     return loaded
 
 
-def _process(media: MediaSource, source: Any, config: ProcessorConfig, limits: MediaLimits) -> LoadedMedia:
+def _process(media: MediaSource, source: Any, processing: Processing, is_unwanted: Callable[[], bool]) -> LoadedMedia:
+    config, limits = processing.config, processing.limits
     patches: Patches
     if media.kind == "video":
-        patches = video_patches(source, config, limits, media.field)
+        patches = video_patches(source, config, limits, media.field, is_unwanted)
     else:
         patches = image_patches(load_image(source, limits, media.field), config, media.field)
     return LoadedMedia(media.kind, patches.patches_PC, patches.grid, content_hash(patches))

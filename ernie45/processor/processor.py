@@ -195,8 +195,8 @@ class Processor:
         if inputs.is_vision.any():
             index = int(inputs.is_vision.argmax())
             raise RequestError(
-                f"{field}[{index}] ({token_ids[index]}) stands for a picture and needs its pixels; send messages with a part of "
-                "type image_url or video_url"
+                f"{field}[{index}] ({token_ids[index]}) stands for a picture and needs its pixels; send messages with a part "
+                "of type image_url or video_url"
             )
         return inputs
 

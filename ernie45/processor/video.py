@@ -5,7 +5,7 @@ Knows nothing about text, positions or where files come from.
 
 import io
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -102,10 +102,18 @@ def load_video(
     return Video(frames=[frame.image for frame in frames], timestamps=[frame.timestamp for frame in frames])
 
 
-def video_patches(source: Any, config: ProcessorConfig, limits: MediaLimits, field: str = "video") -> Patches:
+def video_patches(
+    source: Any,
+    config: ProcessorConfig,
+    limits: MediaLimits,
+    field: str = "video",
+    is_unwanted: Callable[[], bool] = lambda: False,
+) -> Patches:
     """Patches of a video: a `Video`, bytes, a path or an address. Its grid has an even number of frames (an odd last one is
-    doubled). One frame at a time is held at its original size."""
-    frames = _frames_of(source, field) if isinstance(source, Video) else read_frames(source, config, limits, field)
+    doubled). One frame at a time is held at its original size. is_unwanted: asked now and then; once true, a MediaError ends
+    the work."""
+    given = isinstance(source, Video)
+    frames = _frames_of(source, field) if given else read_frames(source, config, limits, field, is_unwanted)
     rows: list[np.ndarray] = []
     height, width = 0, 0
     first_size = None
@@ -135,15 +143,21 @@ def _frames_of(video: Video, field: str) -> Iterator[TimedFrame]:
         yield TimedFrame(to_rgb(frame), float(timestamp))
 
 
-def read_frames(source: Any, config: ProcessorConfig, limits: MediaLimits, field: str = "video") -> Iterator[TimedFrame]:
+def read_frames(
+    source: Any,
+    config: ProcessorConfig,
+    limits: MediaLimits,
+    field: str = "video",
+    is_unwanted: Callable[[], bool] = lambda: False,
+) -> Iterator[TimedFrame]:
     """The sampled frames of a video file, decoded in order, each given out as soon as it is there."""
     data = read_bytes(source, limits.max_video_bytes, limits, field)
     container_format = check_video_start(data, data, field)
     try:
         num_frames, rate = _measure(data, container_format, limits, field)
         duration = float(num_frames / rate)
-        indices = frame_indices(num_frames, duration, config)
-        yield from _decode(data, container_format, indices, duration / num_frames, limits, field)
+        wanted = [(index, index * duration / num_frames) for index in frame_indices(num_frames, duration, config)]
+        yield from _decode(_open(data, container_format, limits, field), wanted, limits, field, is_unwanted)
     except (FFmpegError, ValueError, IndexError) as error:
         if isinstance(error, MediaError):
             raise
@@ -214,30 +228,35 @@ def _measure(data: bytes, container_format: str, limits: MediaLimits, field: str
 
 
 def _decode(
-    data: bytes, container_format: str, indices: Iterable[int], seconds_per_frame: float, limits: MediaLimits, field: str
+    opened: tuple[Any, Any],
+    wanted: Sequence[tuple[int, float]],
+    limits: MediaLimits,
+    field: str,
+    is_unwanted: Callable[[], bool],
 ) -> Iterator[TimedFrame]:
-    """Decode up to the last index. A few packets at the end may hold no picture: the last picture then stands for them."""
-    wanted = list(indices)
+    """Decode up to the last wanted (index, time). A few packets at the end may hold no picture: the last stands for them."""
     end = time.monotonic() + limits.max_decode_seconds
-    container, stream = _open(data, container_format, limits, field)
+    container, stream = opened
     position, number, frame = 0, -1, None
     with container:
         for number, frame in enumerate(container.decode(stream)):
-            if number == wanted[position]:
-                yield TimedFrame(_upright(frame), number * seconds_per_frame)
+            if number == wanted[position][0]:
+                yield TimedFrame(_upright(frame), wanted[position][1])
                 position += 1
             if position == len(wanted):
                 return
+            if is_unwanted():
+                raise MediaError(f"{field} is not wanted any more; its request has ended")
             if time.monotonic() > end:
                 raise MediaSizeError(
                     f"{field} took longer to decode than the limit of {limits.max_decode_seconds:g} s ({number + 1} frames of "
                     f"{frame.width}x{frame.height}); send a shorter or smaller one"
                 )
-        missing = wanted[-1] - number
-        if frame is None or missing > max(2, wanted[-1] // 20):
+        last = wanted[-1][0]
+        if frame is None or last - number > max(2, last // 20):
             raise MediaError(f"{field} is damaged: only {number + 1} of its frames can be decoded; send the whole file")
-        for index in wanted[position:]:
-            yield TimedFrame(_upright(frame), index * seconds_per_frame)
+        for _, timestamp in wanted[position:]:
+            yield TimedFrame(_upright(frame), timestamp)
 
 
 def _upright(frame: Any) -> Image.Image:

@@ -4,18 +4,20 @@ import asyncio
 import base64
 import io
 import threading
+import time
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ernie45.config.errors import MediaError, MediaFormatError, MediaUnknownError, RequestError
+from ernie45.config.errors import MediaError, MediaFormatError, MediaSizeError, MediaUnknownError, RequestError
 from ernie45.config.media import override_processor
 from ernie45.config.processor import ProcessorConfig
 from ernie45.processor import loader as loader_module
-from ernie45.processor.loader import LoadOptions, MediaLoader, load_all, load_media
+from ernie45.processor.loader import LoadOptions, MediaLoader, Processing, load_all, load_media
 from ernie45.processor.media import MediaLimits, Video
 from ernie45.processor.media_cache import LoadedMedia, MediaCache, MediaKey
 from ernie45.processor.messages import MediaSource
@@ -208,4 +210,59 @@ def test_the_order_of_use_decides_what_goes():
 
 
 def test_load_media_by_itself():
-    assert load_media(image(png()), CONFIG, LIMITS).grid == (1, 6, 4)
+    assert load_media(image(png()), Processing(CONFIG, LIMITS)).grid == (1, 6, 4)
+
+
+def clip(num_frames: int) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.thread_count = 64, 48, "yuv420p", 1
+        for _ in range(num_frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def test_a_video_that_nobody_waits_for_any_more_stops_in_the_middle(monkeypatch):
+    ended: list[str] = []
+    begun = threading.Event()
+    plain, work = loader_module.video_patches, loader_module.load_media
+
+    def slow(source, config, limits, field, is_unwanted):
+        def wait() -> bool:
+            begun.set()
+            time.sleep(0.01)
+            return is_unwanted()
+
+        return plain(source, config, limits, field, wait)
+
+    def watched(*args):
+        try:
+            return work(*args)
+        except MediaError as error:
+            ended.append(str(error))
+            raise
+
+    monkeypatch.setattr(loader_module, "video_patches", slow)
+    monkeypatch.setattr(loader_module, "load_media", watched)
+
+    async def main():
+        loader = MediaLoader(CONFIG, LIMITS, num_workers=1)
+        task = asyncio.ensure_future(loader.load([MediaSource("video", clip(2000), "v")]))
+        await asyncio.to_thread(begun.wait, 20)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await loader.close()
+
+    asyncio.run(main())
+    end = time.monotonic() + 10
+    while not ended and time.monotonic() < end:
+        time.sleep(0.01)
+    assert ended == ["v is not wanted any more; its request has ended"]
+
+
+def test_a_video_that_takes_too_long_to_decode_is_refused():
+    with pytest.raises(MediaSizeError, match=r"took longer to decode than the limit of 0 s \(1 frames of 64x48\)"):
+        load([MediaSource("video", clip(50), "v")], limits=MediaLimits(max_decode_seconds=0.0))

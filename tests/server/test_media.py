@@ -8,18 +8,19 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import av
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from ernie45.config.errors import ConfigError, MediaUnknownError, RequestError
 from ernie45.config.server import ServerConfig
-from ernie45.processor.source import MediaLimits
 from ernie45.server import media as media_module
 from ernie45.server.media import MediaRequest, RequestMedia, media_limits, tenant_of
 
@@ -167,18 +168,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def strict(start: Any, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
+def strict(start: Any, folder: Path) -> Any:
     """A server that may fetch from 127.0.0.1 alone, with limits that tests can wait for."""
-    plain = media_limits
-
-    def small(config: ServerConfig) -> MediaLimits:
-        limits = plain(config)
-        changes = {"total_seconds": 1.0, "connect_seconds": 0.5, "max_image_bytes": 300_000, "max_video_frames": 40}
-        return MediaLimits(**{name: getattr(limits, name) for name in limits.__dataclass_fields__} | changes)
-
-    monkeypatch.setattr("tests.server.conftest.media_limits", small, raising=False)
     server = start(allowed_media_hosts=("127.0.0.1",), allowed_media_folder=folder)
-    server.service.processor.limits = small(server.config)
+    changes = {"total_seconds": 1.0, "connect_seconds": 0.5, "max_image_bytes": 300_000, "max_video_frames": 40}
+    server.service.processor.limits = replace(media_limits(server.config), **changes)
     server.service.media = RequestMedia(server.config, server.service.processor)
     return server.wait()
 
@@ -247,6 +241,15 @@ def test_every_kind_of_bad_picture_has_its_status_and_code(strict: Any, host: st
 def test_the_declared_type_is_not_believed(server: Any, engine: Any) -> None:
     server.answer([part(data_url(JPEG, "text/plain")), part(data_url(picture(), "video/mp4"))])
     assert len(engine.prompts[-1].media) == 2
+
+
+def test_a_client_that_leaves_ends_the_download_it_waited_for(start: Any, host: str, until: Any) -> None:
+    server = start(allow_private_media=True).wait()
+    body = {"messages": [{"role": "user", "content": [part(f"{host}/never")]}]}
+    with pytest.raises(httpx.ReadTimeout):
+        server.client.post("/v1/chat/completions", json=body, timeout=0.3)
+    until(lambda: server.service.num_active == 0, 4.0)
+    assert server.service.media._loader._fetcher._free_of_host == {}  # far before the host's own end or the limit of 20 s
 
 
 # Names
