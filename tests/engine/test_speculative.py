@@ -122,7 +122,9 @@ def test_greedy_answers_are_those_without(model: ErnieModel, method: str, schedu
     llm = engine(model, method, **SCHEDULES[schedule])
     assert answers(run(llm, inputs, params)) == expected
     stats = llm.stats()
-    assert 0.2 * stats.num_draft_tokens < stats.num_accepted_tokens < stats.num_draft_tokens, "both must happen"
+    assert 0.2 * stats.num_draft_tokens < stats.num_accepted_tokens
+    if schedule != "small budget":  # short drafts may all be right
+        assert stats.num_accepted_tokens < stats.num_draft_tokens
     if schedule == "few pages":
         assert stats.num_preemptions > 0
 
