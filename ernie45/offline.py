@@ -18,7 +18,7 @@ from typing import Any
 
 from ernie45.checkpoint import resolve_model
 from ernie45.config.engine import EngineConfig
-from ernie45.config.errors import RequestError
+from ernie45.config.errors import Ernie45Error, RequestError
 from ernie45.config.inputs import ModelInput
 from ernie45.config.media import override_processor
 from ernie45.config.sampling import SamplingParams, TokenLogprob
@@ -161,7 +161,7 @@ class LLM:
             inputs = encode(index)
             request = Request(request_id=f"offline-{next(self._ids)}", inputs=inputs, params=params)
             self.engine.submit(request)
-        except ValueError as error:  # of a kind that users can mend: the kind stays, the place is added
+        except Ernie45Error as error:  # the kind stays, the place is added
             raise type(error)(f"prompt {index}: {error}") from error
         processor = self.processor
         thinking = thought_is_open(inputs.token_ids, processor.think_start_id, processor.think_end_id)
