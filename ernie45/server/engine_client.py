@@ -53,7 +53,7 @@ class EngineClient:
 
     state         loading; ready; restarting (it ended and is started again); dead (it is not).
     capacity      what it can hold, once it is ready.
-    stats         its latest word on how it does; None before the first.
+    stats         its latest word on how it does; None before the first, and from its end to the first of the next one.
     death         how it ended for good.
     num_restarts  how often it was started again.
     """
@@ -195,7 +195,7 @@ class EngineClient:
             failures = 1 if ready_s >= self._restarts.stable_s else failures + 1
             if self._stopping.is_set() or not self._loaded.is_set() or failures > self._restarts.most:
                 break
-            self.state = "restarting"
+            self.state, self.stats = "restarting", None  # what it said last is true no more
             self.end_streams(death.message)
             delay_s = self._restarts.delay_s(failures)
             _log.error("%s; it is started again in %g s (%d of %d)", death.message, delay_s, failures, self._restarts.most)

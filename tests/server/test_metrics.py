@@ -149,6 +149,28 @@ def test_an_engine_that_breaks_is_an_error(start: Any, until: Any) -> None:
     assert value(values, "engine_up") == 1
 
 
+def test_an_engine_that_is_loaded_again_is_counted_once(start: Any, until: Any) -> None:
+    server = start(restarts=1).wait()
+    engine, client = server.engine, server.service.engine
+    server.answer()
+    until(lambda: value(scrape(server), "engine_steps_total") > 0)
+    engine.loaded.clear()
+    engine.fail_at = 2
+    assert server.chat().status_code == 503
+    until(lambda: client.num_restarts == 1)
+    while_it_loads = [value(scrape(server), name) for name in ("engine_steps_total", "engine_up", "num_requests_running")]
+    engine.fail_at = None
+    engine._running.clear()  # a new process would know nothing
+    engine.loaded.set()
+    until(lambda: client.state == "ready" and client.stats is not None)
+    assert while_it_loads[0] > 0
+    assert while_it_loads[1:] == [0, 0]
+    assert value(scrape(server), "engine_steps_total") == while_it_loads[0]
+    server.answer()
+    until(lambda: client.stats.num_steps > 0 and client.stats.num_running == 0)
+    assert value(scrape(server), "engine_steps_total") == while_it_loads[0] + client.stats.num_steps
+
+
 def test_everything_in_the_table_is_exported(server: Any) -> None:
     server.answer()
     families = {family.name for family in text_string_to_metric_families(server.client.get("/metrics").text)}
