@@ -3,13 +3,16 @@
 Knows nothing about how calls are written or read.
 """
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from ernie45.config.errors import RequestError
 from ernie45.config.sampling import Grammar
 from ernie45.processor import Processor
 from ernie45.server.errors import ApiError
-from ernie45.server.protocol import ChatRequest
+from ernie45.server.protocol import AssistantMessage, ChatRequest, Message
+from ernie45.server.protocol.parts import ToolMessage
 from ernie45.server.protocol.tools import FunctionDefinition, NamedToolChoice, ToolFields
 from ernie45.server.structured import CallRule, answer_form, check_functions, grammar
 from ernie45.server.tools import ToolFormat, ToolUse
@@ -20,6 +23,21 @@ def tools_of(request: ToolFields) -> list[dict[str, Any]] | None:
     if not request.tools or request.tool_choice == "none":
         return None
     return [tool.model_dump(exclude_none=True) for tool in request.tools]
+
+
+def in_order_of_calls(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with the results of each turn's calls in the order of these: templates show no ids."""
+    ordered: list[Message] = []
+    place: dict[str | None, int] = {}
+    for is_result, group in groupby(messages, lambda message: isinstance(message, ToolMessage)):
+        turn = list(group)
+        if is_result:  # those of unknown calls keep their order behind the others
+            turn.sort(key=lambda message: place.get(getattr(message, "tool_call_id", None), len(place)))
+        else:
+            calls = turn[-1].tool_calls if isinstance(turn[-1], AssistantMessage) else None
+            place = {call.id: index for index, call in enumerate(calls or ()) if call.id}
+        ordered += turn
+    return ordered
 
 
 def tool_use(request: ChatRequest, form: ToolFormat) -> ToolUse | None:

@@ -24,7 +24,7 @@ from ernie45.server.protocol.parts import ImagePart, TextPart, ToolMessage, Vide
 from ernie45.server.protocol.sampling import SamplingFields
 from ernie45.server.sampling import sampling_params, seeds, stop_strings
 from ernie45.server.thinking import thinking_budget, thinking_switch, thought_is_open
-from ernie45.server.tool_choice import answer_grammar, tool_use, tools_of
+from ernie45.server.tool_choice import answer_grammar, in_order_of_calls, tool_use, tools_of
 
 _MAX_CHARACTERS_PER_TOKEN = 64  # on average; long runs of one character come near it
 _MIN_TOKENS_PER_PICTURE = 3  # itself and its two markers
@@ -74,7 +74,7 @@ def conversation_prompt(request: ConversationFields, model: ServedModel, add_gen
     tools = tools_of(request)
     _check_messages(messages, model)
     check_text_fits("tools", json.dumps(tools), model.max_model_len)
-    dicts = [message.model_dump(exclude_none=True) for message in messages]
+    dicts = [message.model_dump(exclude_none=True) for message in in_order_of_calls(messages)]
     thinking = thinking_switch(request) is not False
     return model.processor.encode_chat(dicts, thinking, add_generation_prompt, tools, media=model.media, template=template)
 

@@ -139,6 +139,18 @@ def test_the_model_is_shown_tools_calls_and_results(server: Any, engine: Any, pr
     assert "tool_list" not in prompt_of(engine, processor)
 
 
+def test_results_are_shown_in_the_order_of_calls(server: Any, engine: Any, processor: Processor) -> None:
+    def call(name: str) -> dict[str, Any]:
+        return {"id": name, "type": "function", "function": {"name": "add", "arguments": "{}"}}
+
+    results = [{"role": "tool", "tool_call_id": name, "content": f"<{name}>"} for name in ("c", "unknown", "a", "b")]
+    messages = [USER, {"role": "assistant", "tool_calls": [call("a"), call("b"), call("c")]}, *results, USER]
+    response = server.client.post("/v1/chat/completions", json={"messages": messages, "tools": TOOLS})
+    assert response.status_code == 200, response.text
+    prompt = prompt_of(engine, processor)
+    assert sorted(["<a>", "<b>", "<c>", "<unknown>"], key=prompt.index) == ["<a>", "<b>", "<c>", "<unknown>"]
+
+
 def test_a_template_without_tools_gives_way_to_the_built_in_one(start: Any, processor: Processor) -> None:
     plain = copy.copy(processor)
     plain.template = ChatTemplate("{% for message in messages %}[{{ message.content }}]{% endfor %}")

@@ -122,7 +122,7 @@ class AssistantMessage(Strict):
 
 
 class ToolMessage(Strict):
-    """What a function gave back. Results stand in the order of the calls."""
+    """What a function gave back. The model is shown results in the order of the calls, by tool_call_id."""
 
     role: Literal["tool"] = Field(description="tool")
     content: Text = Field(description="the result, as the model shall read it")

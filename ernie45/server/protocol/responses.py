@@ -79,7 +79,7 @@ class FunctionOutputItem(Strict):
     """What a function gave back."""
 
     type: Literal["function_call_output"] = Field(description="function_call_output")
-    call_id: str = Field(min_length=1, description="of the call; outputs stand in the order of calls")
+    call_id: str = Field(min_length=1, description="of the call")
     output: Annotated[Annotated[str, Tag("text")] | Annotated[list[InputText], Tag("parts")], Discriminator(content_form)] = (
         Field(description="the result, as the model shall read it")
     )
