@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import BaseModel, Field
 
-from ernie45.checkpoint import save_model
+from ernie45.checkpoint import resolve_model, save_model
 from ernie45.config.engine import EngineConfig
 from ernie45.config.model import ExpertPoolConfig, ModelConfig
 from ernie45.model.multimodal import ErnieModel
@@ -152,3 +152,15 @@ def test_guided(random_server: Any, fields: dict[str, Any], texts: set[str]) -> 
         body = {"prompt": "hi", "max_tokens": 20, "seed": seed} | fields
         completion = random_server.client.post("/v1/completions", json=body).json()
         assert completion["choices"][0]["text"] in texts
+
+
+def test_the_shipped_model_which_never_saw_tools(start: Any) -> None:
+    folder = resolve_model("tiny")
+    engine = SimpleNamespace(load=lambda: load_engine(folder, EngineConfig(max_num_seqs=4)))
+    server = start(engine, processor=Processor.from_dir(folder)).wait()
+    for thinking in (True, False):
+        fields = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "enable_thinking": thinking}
+        message = server.answer("3 + 4", seed=1, **fields)["choices"][0]["message"]
+        check_call(SimpleNamespace(**message["tool_calls"][0]["function"]))
+        assert (message["reasoning_content"] is not None) == thinking
+    assert server.answer("3 + 4", guided_choice=["yes", "no"])["choices"][0]["message"]["content"] in ("yes", "no")
