@@ -366,3 +366,31 @@ def test_guesses_delay_no_prompt(model: ErnieModel, method: str) -> None:
         llm.check_integrity()
     assert late.num_computed_tokens >= 60
     assert llm.stats().num_draft_tokens > before
+
+
+@METHODS
+@pytest.mark.usefixtures("eager")
+def test_a_step_that_fails_costs_no_token(model: ErnieModel, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests begin anew, drafts and what the module had kept are forgotten, and the answers are those without trouble."""
+    expected = answers(run(engine(model, "none"), [prompt(0), prompt(1, 30)], [GREEDY] * 2))
+    llm = engine(model, method)
+    requests = [Request(request_id=str(i), inputs=prompt(i, (12, 30)[i]), params=GREEDY) for i in range(2)]
+    for request in requests:
+        llm.submit(request)
+    model_logits, num_steps, num_failures = ErnieModel.logits, 0, 0
+
+    def failing(self: ErnieModel, *arguments: Any) -> torch.Tensor:
+        if num_steps in (4, 9) and num_failures < num_steps // 4:
+            raise MemoryError("out of memory")
+        return model_logits(self, *arguments)
+
+    monkeypatch.setattr(ErnieModel, "logits", failing)
+    while llm.has_work:
+        num_steps += 1
+        try:
+            llm.step()
+        except MemoryError:
+            num_failures += 1
+        llm.check_integrity()
+    assert num_failures == 2
+    assert answers(requests) == expected
