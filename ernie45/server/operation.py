@@ -9,12 +9,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from ernie45.server.access_log import AccessLog
 from ernie45.server.auth import ApiKeys, RequireKey
 from ernie45.server.dashboard import add_dashboard
 from ernie45.server.metrics import metrics_response
+from ernie45.server.protocol.answers import Load
+from ernie45.server.routes.openapi import ANY, answer_docs
 from ernie45.server.service import Service
 from ernie45.server.tracing import Tracing, open_tracing
 
@@ -49,13 +51,20 @@ def _close_at_the_end(app: FastAPI, tracing: Tracing) -> None:
 
 
 def _add_metrics(app: FastAPI, service: Service) -> None:
-    @app.get("/metrics", summary="Prometheus metrics", responses={200: {"content": {"text/plain": {}}}})
+    text: dict[int | str, Any] = {200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}}
+
+    @app.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse, responses=text | answer_docs(app, ANY))
     async def metrics(request: Request) -> Response:
         return metrics_response(service.metrics, request)
 
-    @app.get("/load", summary="How much the server has to do, and how much it can")
-    async def load() -> dict[str, Any]:
-        return load_of(service)
+    @app.get(
+        "/load",
+        summary="How much the server has to do, and how much it can",
+        response_model=Load,
+        responses=answer_docs(app, ANY),
+    )
+    async def load() -> Response:
+        return JSONResponse(load_of(service))
 
 
 def load_of(service: Service) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ernie45.server.metrics_table import (
     METRICS,
     PREFIX,
 )
+from ernie45.server.protocol.answers import Load
 
 Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -296,6 +297,7 @@ def test_the_other_port(source: FakeSource) -> None:
 
 def test_load(server: Any, engine: Any) -> None:
     load = server.client.get("/load").json()
+    Load.model_validate(load)
     assert (load["server_load"], load["state"], load["max_num_requests"]) == (0, "ready", 512)
     assert load["engine"] == {
         "num_running": 0, "num_waiting": 0, "max_num_seqs": 4, "num_pages": 64, "num_free_pages": 0, "num_restarts": 0,

@@ -218,7 +218,27 @@ class ModelList(Sent):
 class Status(Sent):
     """How the server is."""
 
-    status: Literal["ok", "loading", "ready", "draining", "dead"] = Field(description="ok and ready are good")
+    status: Literal["ok", "loading", "ready", "restarting", "draining", "dead"] = Field(description="ok and ready are good")
+
+
+class EngineLoad(Sent):
+    """What the engine has to do."""
+
+    num_running: int = Field(description="sequences that it computes")
+    num_waiting: int = Field(description="sequences that wait for their turn")
+    max_num_seqs: int | None = Field(description="sequences in one step at most; null before the model is loaded")
+    num_pages: int | None = Field(description="pages of the KV cache")
+    num_free_pages: int | None = Field(description="pages that nobody holds")
+    num_restarts: int = Field(description="times it was started again")
+
+
+class Load(Sent):
+    """How much the server has to do, and how much it can."""
+
+    server_load: int = Field(description="requests for an answer that are in the server")
+    max_num_requests: int = Field(description="of these at most; one more is answered with 429")
+    state: Literal["loading", "ready", "restarting", "draining", "dead"] = Field(description="as /ready tells")
+    engine: EngineLoad = Field(description="what the engine has to do")
 
 
 class Version(Sent):
