@@ -137,11 +137,12 @@ class Speculator:
                 decoding.append(request)
         measures = self._num_steps % MEASURED_EVERY == 0
         share = _MARGIN * self._cost.share(len(decoding))
+        log_share = math.log(max(share, 1e-9))
         wanted = []
         for request in decoding:
             # The last token of an answer is drawn and never computed, so guesses end one before it.
             room = request.limit - request.num_tokens - 1
-            count = 0 if measures else min(self._num_worthwhile(self._record(request), share), room)
+            count = 0 if measures else min(self._num_worthwhile(self._record(request), log_share), room)
             if count > 0:
                 wanted.append((request, count))
         for (request, _), tokens in zip(wanted, self._proposer.propose(wanted), strict=True):
@@ -189,10 +190,10 @@ class Speculator:
             record = self._records[request.request_id] = _Record(self._all.rate)
         return record
 
-    def _num_worthwhile(self, record: _Record, share: float) -> int:
-        most, rate = self._config.num_draft_tokens, record.rate
-        if rate > 0 and share < 1:
-            count = most if share <= 0 or rate >= 1 else int(min(math.log(share) / math.log(rate), most))
-            if count > 0:
-                return count
-        return 1 if record.num_idle >= RETRIED_AFTER else 0
+    def _num_worthwhile(self, record: _Record, log_share: float) -> int:
+        rate, most = record.rate, self._config.num_draft_tokens
+        if 0 < rate < 1 and log_share < 0:
+            most = min(int(log_share / math.log(rate)), most)
+        elif rate <= 0 or log_share >= 0:
+            most = 0
+        return most or int(record.num_idle >= RETRIED_AFTER)
