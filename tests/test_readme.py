@@ -55,11 +55,13 @@ def test_the_quick_commands_run(words: list[str], tmp_path: Path, capsys: pytest
 
 
 def test_the_flags_of_fastdeploy_parse() -> None:
-    from ernie45.entrypoints.openai.api_server import build_parser, to_config
+    from ernie45.entrypoints.flag_table import ALL_FLAGS
+    from ernie45.entrypoints.flags import to_config
+    from ernie45.entrypoints.openai.api_server import build_parser
 
     for words in command_lines():
         if words[:2] == ["python", "-m"]:
-            assert to_config(build_parser().parse_args(words[3:]), longest=131072).port == 8180
+            assert to_config(build_parser().parse_args(words[3:]), ALL_FLAGS, fastdeploy=True).port == 8180
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[0])
