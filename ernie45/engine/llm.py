@@ -194,12 +194,14 @@ class LLM:
             speculator.observe(chunks)
         return events
 
-    def stream(self, inputs: ModelInput, params: SamplingParams | None = None) -> Generator[Event, None, None]:
+    def stream(
+        self, inputs: ModelInput, params: SamplingParams | None = None, adapter: str | None = None
+    ) -> Generator[Event, None, None]:
         """Events of one request as they come; the last has a finish reason. Closing it aborts the request.
 
         Nothing happens before the first event is asked for; RequestError comes then.
         """
-        request = self._enter(inputs, params or SamplingParams())
+        request = self._enter(inputs, params or SamplingParams(), adapter)
         inbox = self._inboxes[request.request_id]
         try:
             while request.finish_reason is None or inbox:
@@ -210,10 +212,14 @@ class LLM:
             self._leave(request)
 
     def generate(
-        self, inputs: Sequence[ModelInput], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        inputs: Sequence[ModelInput],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        adapter: str | None = None,
     ) -> list[Completion]:
         """Answer all inputs, batched as they come and go; answers in the order of the inputs. One params for all or one each.
 
+        adapter: name of the LoRA adapter that answers; None: the model itself.
         RequestError if the model cannot take one of them, before any of them has run.
         """
         params = params or SamplingParams()
@@ -223,7 +229,7 @@ class LLM:
         requests: list[Request] = []
         try:
             for item, item_params in zip(inputs, each, strict=True):
-                requests.append(self._enter(item, item_params))
+                requests.append(self._enter(item, item_params, adapter))
             while any(request.finish_reason is None for request in requests):
                 self._pump()
         finally:
@@ -231,8 +237,8 @@ class LLM:
                 self._leave(request)
         return [request.completion() for request in requests]
 
-    def _enter(self, inputs: ModelInput, params: SamplingParams) -> Request:
-        request = Request(request_id=f"local-{next(self._ids)}", inputs=inputs, params=params)
+    def _enter(self, inputs: ModelInput, params: SamplingParams, adapter: str | None) -> Request:
+        request = Request(request_id=f"local-{next(self._ids)}", inputs=inputs, params=params, adapter=adapter)
         self.submit(request)
         self._inboxes[request.request_id] = deque()
         return request

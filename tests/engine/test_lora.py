@@ -156,6 +156,16 @@ def test_the_same_adapter_under_two_names_shares_pages(model, folders, inputs) -
     assert llm.stats().num_hit_tokens == 68
 
 
+def test_an_adapter_answers_offline(model, folders, inputs, alone) -> None:
+    llm = LLM(model, EngineConfig(page_size=4, num_pages=256, lora_modules=folders))
+    for name in NAMES:
+        assert [answer.token_ids for answer in llm.generate(list(inputs.values()), GREEDY, adapter=name)] == [
+            alone[prompt, name] for prompt in inputs
+        ]
+        events = llm.stream(inputs["text"], GREEDY, adapter=name)
+        assert tuple(token for event in events for token in event.token_ids) == alone["text", name]
+
+
 def test_prompt_logprobs_are_the_adapters(model, folders, inputs) -> None:
     llm = LLM(model, EngineConfig(page_size=4, num_pages=256, lora_modules=folders))
     params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
