@@ -34,6 +34,17 @@ class GrammarState:
             elif token_id == self._after:
                 self._begun = True
 
+    def fitting(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """Of guesses for the next tokens as many as keep to the grammar one after the other; none from a stop id on."""
+        first = 0
+        if not self._begun:
+            if self._after not in token_ids:
+                return token_ids
+            first = token_ids.index(self._after) + 1
+        rest = list(token_ids[first:])
+        end = next((index for index, token_id in enumerate(rest) if token_id in self._stop_token_ids), len(rest))
+        return token_ids[: first + self._matcher.validate_tokens(rest[:end])]
+
     def ahead(self, token_ids: Sequence[int]) -> "GrammarState":
         """A copy that is these tokens further on."""
         copy = GrammarState(self._matcher.deep_copy(), self._after, self._stop_token_ids, self._vocab_size)

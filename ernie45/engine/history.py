@@ -94,6 +94,11 @@ class History:
             allowed = (self._grammar.ahead(draft) if draft else self._grammar).allowed(banned)
         return Constraint(None, allowed, banned)
 
+    def fitting(self, draft: Sequence[int]) -> Sequence[int]:
+        """The part of a draft that a grammar lets pass: what is behind it would be drawn otherwise for certain."""
+        self._catch_up()
+        return draft if self._grammar is None else self._grammar.fitting(draft)
+
     def _catch_up(self) -> None:
         new = self._tokens[self._num_seen :]
         if not new:

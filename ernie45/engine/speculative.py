@@ -146,7 +146,7 @@ class Speculator:
             if count > 0:
                 wanted.append((request, count))
         for (request, _), tokens in zip(wanted, self._proposer.propose(wanted), strict=True):
-            request.draft = tuple(tokens)
+            request.draft = tuple(tokens if request.history is None else request.history.fitting(tokens))
 
     def planned(self, chunks: Sequence[Chunk]) -> None:
         """Note what the step is about to check; the scheduler may have cut drafts."""
