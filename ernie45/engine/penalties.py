@@ -14,6 +14,10 @@ from ernie45.config.sampling import SamplingParams
 from ernie45.engine.history import Constraint, Counts
 
 
+# A repetition penalty at which a seen token is surely drawn, or surely not; beyond, logits would not stay finite.
+_EXTREME = 1e20
+
+
 class Row(NamedTuple):
     """One row of logits that is to be changed."""
 
@@ -41,8 +45,11 @@ def _penalise(logits_RV: Tensor, rows: Sequence[Row]) -> None:
     device = logits_RV.device
     entries = np.stack([np.repeat([row.index for row in rows], sizes), *map(np.concatenate, zip(*counts, strict=True))])
     index_N, ids_N, counts_N = torch.from_numpy(entries).to(device, non_blocking=True)
-    values = [(row.params.repetition_penalty, row.params.frequency_penalty, row.params.presence_penalty) for row in rows]
-    weights = np.repeat(np.array(values, dtype=np.float32).T, sizes, axis=1)
+    values = np.array(
+        [(row.params.repetition_penalty, row.params.frequency_penalty, row.params.presence_penalty) for row in rows]
+    )
+    values[:, 0] = values[:, 0].clip(1 / _EXTREME, _EXTREME)
+    weights = np.repeat(values.astype(np.float32).T, sizes, axis=1)
     repetition_N, frequency_N, presence_N = torch.from_numpy(weights).to(device, non_blocking=True)
     logits_N = logits_RV[index_N, ids_N]
     logits_N = torch.where(logits_N > 0, logits_N / repetition_N, logits_N * repetition_N)

@@ -114,3 +114,15 @@ def test_bad_words_and_early_ends_are_never_drawn(temperature: float):
     assert 0 not in answer[:20]
     assert answer[0] == 2 or temperature, "the prompt's 1 begins no bad word"
     assert 0 in answer[20:]
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-30, 1])
+@pytest.mark.parametrize("penalty", [5e-324, 1e-38, 1e300])
+def test_an_extreme_repetition_penalty_leaves_something_to_draw(penalty: float, temperature: float):
+    """As float32 it is 0 or infinite; a row without a sane distribution ended the engine for all."""
+    params = SamplingParams(temperature=temperature, repetition_penalty=penalty)
+    history = History(params, array("q", [0, 1, 2]), 1, 4)
+    logits_RV = torch.tensor([[0.0, 2.0, -3.0, 1.0]])
+    draws = [Draw(params, 1, 3, history)]
+    assert processed(logits_RV.clone(), draws).isfinite().all()
+    assert int(sample(logits_RV, draws)) == (1 if penalty < 1 else 3)
