@@ -13,7 +13,6 @@ from torch import Tensor
 from ernie45.config.sampling import SamplingParams
 from ernie45.engine.history import Constraint, Counts
 
-
 # A repetition penalty at which a seen token is surely drawn, or surely not; beyond, logits would not stay finite.
 _EXTREME = 1e20
 
