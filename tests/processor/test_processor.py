@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe import Ernie4_5_VLMoeImageProcessorPil
 
 from ernie45.config.errors import CheckpointError, ConfigError, MediaError, RequestError
@@ -210,7 +210,7 @@ def test_saved_and_read_again(processor, tokens, tmp_path):
 
 def test_transformers_reads_the_folder_alike(processor, tokens, tmp_path):
     write_folder(tmp_path, processor, tokens)
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)  # not AutoTokenizer: with ernie45.hf it is ours
     messages = ask("hi ", picture(90, 40), "what is it?")
     encoded = processor.encode_chat(messages, enable_thinking=False)
     text = theirs.apply_chat_template(
