@@ -6,7 +6,7 @@ Knows nothing about the model or the engine.
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -19,6 +19,10 @@ from ernie45.server.protocol import ApiRequest
 R = TypeVar("R", bound=ApiRequest)
 
 _MAX_SHOWN = 80
+# More than any request means, and few enough that a body of the largest size cannot take gigabytes or minutes.
+_MAX_CONTAINERS = 2**19
+_MAX_VALUES = 2**23
+_MAX_KEYS = 2**14
 _SURROGATE_RE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -66,9 +70,12 @@ def _from_tag(model: type[ApiRequest], name: str, value: Any) -> Any:
 
 def parse_json(body: bytes) -> Any:
     """Strict JSON: no NaN, no Infinity, UTF-8. ApiError (400) otherwise."""
+    if body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS or body.count(b",") > _MAX_VALUES:
+        rule = f"the body has too many values (lists and objects {_MAX_CONTAINERS}, commas {_MAX_VALUES} at most); send less"
+        raise ApiError(400, rule, code="invalid_json")
     try:
         text = body.decode("utf-8")
-        data = json.loads(text, parse_constant=_refuse_constant)
+        data = json.loads(text, parse_constant=_refuse_constant, object_hook=_not_wide)
         if _SURROGATE_RE.search(text):  # half a character, which no UTF-8 text can have, makes this raise
             json.dumps(data, ensure_ascii=False).encode()
         if not is_too_deep(data):
@@ -79,6 +86,13 @@ def parse_json(body: bytes) -> Any:
     except ValueError as error:  # JSON, UTF-8, or a number with thousands of digits
         reason = str(error).partition("; use sys.")[0]
     raise ApiError(400, f"the body is not valid JSON: {reason}; send UTF-8 JSON", code="invalid_json")
+
+
+def _not_wide(data: dict[str, Any]) -> dict[str, Any]:
+    """Each unknown key is a fault of its own, and costs as much."""
+    if len(data) > _MAX_KEYS:
+        raise ValueError(f"an object has {len(data)} keys, more than {_MAX_KEYS}")
+    return data
 
 
 def _refuse_constant(name: str) -> None:
@@ -157,8 +171,30 @@ def _path(error: ErrorDetails, data: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+    text = ""
+    for piece in _pieces(value):
+        text += piece
+        if len(text) > _MAX_SHOWN:
+            return f"{text[:_MAX_SHOWN]}..."
+    return text
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """`repr` bit by bit, as of large values only the beginning is wanted."""
+    if isinstance(value, dict):
+        yield "{"
+        for index, (key, item) in enumerate(value.items()):
+            yield f"{', ' if index else ''}{key[: _MAX_SHOWN + 1]!r}: "
+            yield from _pieces(item)
+        yield "}"
+    elif isinstance(value, list):
+        yield "["
+        for index, item in enumerate(value):
+            yield ", " if index else ""
+            yield from _pieces(item)
+        yield "]"
+    else:
+        yield repr(value[: _MAX_SHOWN + 1] if isinstance(value, str) else value)
 
 
 def _kind(value: Any) -> str:

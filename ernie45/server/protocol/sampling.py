@@ -16,8 +16,11 @@ MAX_TOKENS = 2**31 - 1  # more than any context has; what crosses to the engine 
 MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 1024
+MAX_BAD_WORD_LENGTH = 256
 
 Bias = Annotated[float, Field(ge=-100, le=100)]
+_Word = Annotated[str, Field(max_length=MAX_BAD_WORD_LENGTH)]
+_WordIds = Annotated[list[TokenId], Field(max_length=MAX_BAD_WORD_LENGTH)]
 
 
 class StreamOptions(Strict):
@@ -53,8 +56,8 @@ class SamplingFields(ApiRequest):
     include_stop_str_in_output: bool | None = Field(None, description="whether the answer has what ended it; default: no")
     ignore_eos: bool | None = Field(None, description="whether to go on where the model would end; default: no")
     skip_special_tokens: bool | None = Field(None, description="whether control tokens have no text; default: yes")
-    bad_words: list[str] | None = Field(None, max_length=MAX_BAD_WORDS, description="texts that the answer never has")
-    bad_words_token_ids: list[TokenId] | list[list[TokenId]] | None = Field(
+    bad_words: list[_Word] | None = Field(None, max_length=MAX_BAD_WORDS, description="texts that the answer never has")
+    bad_words_token_ids: list[TokenId] | list[_WordIds] | None = Field(
         None, max_length=MAX_BAD_WORDS, description="tokens, or sequences of tokens, that the answer never has"
     )
     max_streaming_response_tokens: int | None = Field(None, ge=1, le=2**31 - 1, description="tokens in one event of a stream")
