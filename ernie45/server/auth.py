@@ -21,6 +21,7 @@ from ernie45.server.errors import ApiError
 ENVIRONMENT = ("ERNIE45_API_KEY", "FD_API_KEY")
 # What needs no key: whether the process lives, and the two pages, which ask for one before they ask for anything else.
 OPEN_PATHS = frozenset({"/health", "/", "/dashboard"})
+OPEN_FOLDER = "/web/"  # scripts and style of the pages
 
 
 class ApiKeys:
@@ -92,7 +93,8 @@ class RequireKey:
         self.open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self.open_paths:
+        path = scope.get("path", "")
+        if scope["type"] != "http" or path in self.open_paths or path.startswith(OPEN_FOLDER):
             await self.app(scope, receive, send)
             return
         authorization = Headers(scope=scope).get("authorization")

@@ -15,19 +15,34 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from ernie45.server.routes.openapi import answer_docs
 
-_PAGE = Path(__file__).parent / "web" / "index.html"
+_WEB = Path(__file__).parent / "web"
+_ASSETS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+# Pages that have files of their own. Nothing may turn text into markup, and a picture or video is the server's or the user's.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_HEADERS = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 SAMPLES = Path(__file__).parent.parent / "assets" / "samples"
 _SAMPLE_FIELDS = ("file", "question", "answer", "kind")
 
 
 def add_pages(app: FastAPI, _: object) -> None:
-    """GET / is the page, /samples lists pictures, /samples/{file} is one."""
-    page = _PAGE.read_bytes()
-    headers = {"Content-Security-Policy": content_policy(page.decode()), "Cache-Control": "no-cache"}
+    """GET / is the page, /web/{file} its scripts and style, /samples lists pictures, /samples/{file} is one."""
+    page = (_WEB / "index.html").read_bytes()
+    assets = {path.name: path.read_bytes() for path in sorted(_WEB.iterdir()) if path.suffix in _ASSETS}
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
+        headers = _HEADERS | {"Content-Security-Policy": _POLICY}
         return Response(page, media_type="text/html; charset=utf-8", headers=headers)
+
+    @app.get("/web/{file}", include_in_schema=False)
+    async def asset(file: str) -> Response:
+        if file not in assets:
+            raise HTTPException(404)
+        return Response(assets[file], media_type=_ASSETS[Path(file).suffix], headers=_HEADERS)
 
     @app.get("/samples", summary="Sample pictures with questions", responses=answer_docs(app, (405, 500)))
     async def samples() -> JSONResponse:

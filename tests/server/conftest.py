@@ -7,16 +7,19 @@ import base64
 import copy
 import io
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import tokenizers
 from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from ernie45.config.errors import Ernie45Error, RequestError
 from ernie45.config.inputs import ModelInput
@@ -26,6 +29,7 @@ from ernie45.config.sampling import SamplingParams, TokenLogprob
 from ernie45.config.server import ServerConfig
 from ernie45.processor import Processor
 from ernie45.processor.tokenizer import Tokenizer
+from ernie45.server import pages
 from ernie45.server.engine_client import EngineClient
 from ernie45.server.engine_loop import Engine, run_engine
 from ernie45.server.messages import Capacity, Generate, Stats, Tokens
@@ -43,6 +47,11 @@ TOKENS = SpecialTokens(
     pad=0, bos=1, eos=2, end_of_turn=4, image_patch=5, image_start=6, image_end=7, video_start=8, video_end=9
 )
 MAX_MODEL_LEN = 1024
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM_ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
 
 
 class FakeEngine:
@@ -71,6 +80,7 @@ class FakeEngine:
 
     def load(self) -> "FakeEngine":
         assert self.loaded.wait(30)
+        self._running.clear()  # an engine that is started again knows nothing of what ran before
         return self
 
     @property
@@ -305,3 +315,65 @@ def png() -> bytes:
 @pytest.fixture
 def data_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        reason = f"{CHROMIUM} is missing; install it with `apt-get install chromium`"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, png: bytes) -> None:
+    """Two sample pictures for the chat page, one with a question that would be markup if it were not text."""
+    entries = [
+        {"file": "a b.png", "question": "What is it?", "answer": "-", "kind": "digits"},
+        {"file": "b.png", "question": "<b>What</b> is it?", "answer": "-", "kind": "digits"},
+        {"file": "gone.png", "question": "Where is it?", "answer": "-", "kind": "digits"},
+    ]
+    for entry in entries[:2]:
+        (tmp_path / entry["file"]).write_bytes(png)
+    (tmp_path / "samples.json").write_text(json.dumps(entries))
+    monkeypatch.setattr(pages, "SAMPLES", tmp_path)
+
+
+@pytest.fixture
+def open_chat(browser: Browser, samples: None) -> Iterator[Callable[..., Page]]:
+    """Opens the chat page. Afterwards: no script error, policy kept, nothing asked of another host.
+
+    before: JavaScript that runs first. Other options are those of a browser context.
+    """
+    contexts, faults, asked = [], [], []
+
+    def open_one(url: str, before: str = "", **options: Any) -> Page:
+        contexts.append(browser.new_context(**{"viewport": {"width": 1000, "height": 800}} | options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda message: faults.append(message.text) if "Content Security Policy" in message.text else None)
+        page.on("request", lambda request: asked.append((request.url, url)))
+        if before:
+            page.add_init_script(before)
+        page.goto(url)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert faults == []
+    assert [url for url, own in asked if not url.startswith((own, "data:", "blob:"))] == []
+
+
+@pytest.fixture
+def page(open_chat: Any, server: Served) -> Page:
+    """The chat page of `server`, loaded and connected."""
+    page = open_chat(server.url)
+    expect(page.locator("#model.ready")).to_have_text("fake")
+    return page

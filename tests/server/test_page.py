@@ -1,80 +1,16 @@
 """The chat page in a real browser: what a person sees, with mouse, keyboard and on a phone."""
 
 import base64
-import json
-import os
+import io
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from ernie45.server import pages
-
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-THOUGHT = "\nTwo digits, a 3 and a 7.\n</think>\n\nThe sum is 10."
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        reason = f"{CHROMIUM} is missing; install it with `apt-get install chromium`"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, png: bytes) -> None:
-    """Two sample pictures, one with a question that would be markup if it were not text."""
-    entries = [
-        {"file": "a b.png", "question": "What is it?", "answer": "-", "kind": "digits"},
-        {"file": "b.png", "question": "<b>What</b> is it?", "answer": "-", "kind": "digits"},
-        {"file": "gone.png", "question": "Where is it?", "answer": "-", "kind": "digits"},
-    ]
-    for entry in entries[:2]:
-        (tmp_path / entry["file"]).write_bytes(png)
-    (tmp_path / "samples.json").write_text(json.dumps(entries))
-    monkeypatch.setattr(pages, "SAMPLES", tmp_path)
-
-
-@pytest.fixture
-def page(browser: Browser, server: Any, samples: None) -> Iterator[Page]:
-    """The page, loaded and connected. Afterwards: no script error, nothing asked of another host."""
-    context = browser.new_context(viewport={"width": 1000, "height": 800})
-    page = context.new_page()
-    page.set_default_timeout(10_000)
-    errors: list[str] = []
-    asked: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(server.url)
-    expect(page.locator("#model.ready")).to_have_text("fake")
-    yield page
-    context.close()
-    assert errors == []
-    assert [url for url in asked if not url.startswith((server.url, "data:", "blob:"))] == []
-
-
-def ask(page: Page, text: str) -> Any:
-    """Send a text; the article that will hold the answer."""
-    page.fill("#question", text)
-    page.press("#question", "Enter")
-    return page.get_by_role("article", name="Answer").last
-
-
-def done(answer: Any) -> None:
-    expect(answer.locator(".numbers")).to_be_visible()
+from tests.server.chat_page import THOUGHT, ask, done
 
 
 def test_thought_is_open_while_it_comes_and_folds_when_the_answer_begins(page: Page, engine: Any) -> None:
@@ -90,7 +26,7 @@ def test_thought_is_open_while_it_comes_and_folds_when_the_answer_begins(page: P
     expect(answer.locator(".answer")).to_have_text("The sum is 10.")
     expect(thought.locator("summary")).to_have_text(re.compile("^Thought for "))
     numbers = ", ".join(answer.locator(".numbers span").all_inner_texts())
-    assert re.search(r"^\d+ tokens in, 44 out, 27 of thought, \d+ tokens/s, first after \d+ ms$", numbers), numbers
+    assert re.search(r"^\d+ tokens in, 44 out, 27 of thought, \d+ tokens/s, first after \d+ ms, fake$", numbers), numbers
     thought.locator("summary").click()
     expect(thought.locator(".text")).to_be_visible()
 
@@ -164,6 +100,13 @@ SEND_FILE = """([kind, data]) => {
 }"""
 
 
+SEND_MADE_FILE = """() => {
+    const transfer = new DataTransfer();
+    transfer.items.add(FILE);
+    document.body.dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: transfer }));
+}"""
+
+
 def test_pictures_by_choosing_pasting_and_dropping(page: Page, engine: Any, png: bytes) -> None:
     data = base64.b64encode(png).decode()
     file: Any = {"name": "chosen.png", "mimeType": "image/png", "buffer": png}
@@ -182,13 +125,28 @@ def test_pictures_by_choosing_pasting_and_dropping(page: Page, engine: Any, png:
     assert len(engine.prompts[-1].media) == 3
 
 
-def test_a_file_that_is_no_picture(page: Page, engine: Any) -> None:
-    page.set_input_files("#files", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hi"})
-    expect(page.get_by_role("alert")).to_have_text("notes.txt is not a picture.")
-    page.set_input_files("#files", {"name": "false.png", "mimeType": "image/png", "buffer": b"no pixels here"})
+def test_wrong_files_are_refused_before_anything_is_sent(page: Page, engine: Any) -> None:
+    text: Any = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hi"}
+    false: Any = {"name": "false.png", "mimeType": "image/png", "buffer": b"no pixels here"}
+    page.set_input_files("#files", [text, false])
+    notice = page.locator("#notice[role=alert]")
+    expect(notice).to_contain_text("notes.txt is not a picture or video")
+    expect(notice).to_contain_text("false.png is not a picture or video")
+    large = "new File([new Uint8Array([137, 80, 78, 71, 13, 10, 26, 10]), new Uint8Array(21 << 20)], 'large.png')"
+    page.evaluate(SEND_MADE_FILE.replace("FILE", large))
+    expect(notice).to_contain_text("large.png has 21 MB, over the 20 MB for a picture. Scale it down first.")
+    notice.get_by_role("button", name="Dismiss").click()
+    expect(notice).to_be_hidden()
+    expect(page.locator("#attached li")).to_have_count(0)
+    assert engine.prompts == []
+
+
+def test_what_the_server_refuses_can_be_edited(page: Page, engine: Any, png: bytes) -> None:
+    half: Any = {"name": "half.png", "mimeType": "image/png", "buffer": png[: len(png) // 2]}
+    page.set_input_files("#files", half)
     answer = ask(page, "what is it?")
     error = answer.get_by_role("alert")
-    expect(error).to_contain_text("is not an image in a known format")
+    expect(error).to_contain_text("is a damaged or cut-off image")
     error.get_by_role("button", name="Edit").click()
     expect(page.locator("#question")).to_have_value("what is it?")
     expect(page.locator("#attached img")).to_have_count(1)
@@ -196,14 +154,27 @@ def test_a_file_that_is_no_picture(page: Page, engine: Any) -> None:
     assert engine.prompts == []
 
 
-def test_an_engine_error_can_be_tried_again(page: Page, server: Any, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.service, "draining", True)
-    answer = ask(page, "hi")
-    expect(answer.get_by_role("alert")).to_contain_text("the server is stopping")
-    monkeypatch.undo()
-    answer.get_by_role("button", name="Try again").click()
-    done(page.get_by_role("article", name="Answer"))
-    expect(page.locator("#turns article")).to_have_count(2)
+def clip() -> bytes:
+    """A short video."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height = 64, 48
+        for index in range(8):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), index * 30, np.uint8))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def test_a_video_among_pictures(page: Page, engine: Any, png: bytes) -> None:
+    picture: Any = {"name": "a.png", "mimeType": "image/png", "buffer": png}
+    video: Any = {"name": "walk.mp4", "mimeType": "video/mp4", "buffer": clip()}
+    page.set_input_files("#files", [picture, video])
+    expect(page.locator("#attached video")).to_have_attribute("aria-label", "walk.mp4")
+    done(ask(page, "what happens?"))
+    assert [item.kind for item in engine.prompts[-1].media] == ["image", "video"]
+    expect(page.locator("#turns video[controls]")).to_have_count(1)
 
 
 def test_a_second_turn_knows_the_first(page: Page, engine: Any, processor: Any, png: bytes) -> None:
@@ -248,7 +219,7 @@ def test_keyboard_alone(page: Page, engine: Any, processor: Any) -> None:
         names.append(page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.id"))
         style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert style == "solid", names
-    assert names == ["Add pictures", "thinking"]
+    assert names == ["Add pictures or videos", "thinking"]
     page.keyboard.press("Space")
     expect(page.locator("#thinking")).not_to_be_checked()
     expect(page.locator("[aria-live=polite]")).to_have_text("No answer")
@@ -309,21 +280,16 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_a_server_that_goes_away(browser: Browser, start: Any) -> None:
-    server = start().wait()
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto(server.url)
-    expect(page.locator("#model.ready")).to_be_visible()
-    server.stop()
-    answer = ask(page, "still there?")
-    expect(answer.get_by_role("alert")).to_contain_text("The server cannot be reached.")
-    context.close()
-
-
 def test_page_has_a_strict_policy(server: Any) -> None:
     response = server.client.get("/")
     policy = response.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+    assert "require-trusted-types-for 'script'" in policy
+    for name in re.findall(r"(?:src|href)=\"(web/[^\"]+)\"", response.text):
+        asset = server.client.get(f"/{name}")
+        assert asset.status_code == 200, name
+        assert asset.headers["x-content-type-options"] == "nosniff"
+    assert server.client.get("/web/index.html").status_code == 404
+    assert server.client.get("/web/..%2fpages.py").status_code == 404
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", response.text)
