@@ -137,7 +137,7 @@ def _read_file(path: Path, max_bytes: int, field: str, within: Callable[[], bool
     """within: asked once the file is open, whether its path still leads to where it was allowed (links can be changed)."""
     try:
         # Not blocking, so that opening a pipe returns; pipes and devices, which have no end, are not read.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise MediaError(f"{field} ({path}) is not a file; check the path")

@@ -2,11 +2,13 @@
 
 import base64
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -213,3 +215,14 @@ def test_damage_gives_a_picture_or_one_clear_error(seed, data):
     except MediaError as error:
         outcome = str(error)
     assert outcome == "RGB" or (outcome.startswith("image ") and "\n" not in outcome)
+
+
+def test_what_is_no_file_leaves_nothing_open(tmp_path: Path):
+    """A folder was opened before it was found to be none: each such address cost the server a file descriptor."""
+    os.mkfifo(tmp_path / "pipe")
+    before = psutil.Process().num_fds()
+    for _ in range(5):
+        for path in (tmp_path, tmp_path / "pipe", tmp_path / "none"):
+            with pytest.raises(MediaError, match="cannot be read|is not a file"):
+                load_image(path)
+    assert psutil.Process().num_fds() == before
