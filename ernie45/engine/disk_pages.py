@@ -55,6 +55,12 @@ class DiskPages:
         with self._lock:
             return sum(self._sizes.values())
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a page given to `write` now would be kept."""
+        with self._lock:
+            return len(self._backlog) < _MAX_BACKLOG
+
     def touch(self, key: bytes) -> None:
         """Count the page as used now."""
         with self._lock:

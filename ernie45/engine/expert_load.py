@@ -31,5 +31,8 @@ class ExpertLoad:
                 total_LE += counts_LE
 
     def tokens(self) -> dict[str, tuple[tuple[int, ...], ...]]:
-        """Pool -> layer -> tokens of each expert. Copies to the host, so it waits for the device: ask seldom."""
-        return {pool: tuple(map(tuple, total_LE.tolist())) for pool, total_LE in self._totals_LE.items()}
+        """Pool -> layer -> tokens of each expert. Copies to the host, so it waits for the device: ask seldom.
+
+        Another thread may be adding.
+        """
+        return {pool: tuple(map(tuple, total_LE.tolist())) for pool, total_LE in tuple(self._totals_LE.items())}

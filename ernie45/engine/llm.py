@@ -69,7 +69,7 @@ class LLM:
             with_mtp=self.config.speculation.method == "mtp",
         )
         self._runner = Runner(model, cache, self.config.vision_cache_tokens, self.adapters)
-        self._disk = _disk(model, self.config)
+        self._disk = _disk(model, self.config, cache)
         slots = num_slots(self.config.host_cache_bytes, cache.num_bytes // pages)
         self._scheduler = Scheduler(
             self.config,
@@ -105,7 +105,7 @@ class LLM:
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return self._scheduler.has_work or self._pipeline.has_untold
 
     def stats(self) -> SchedulerStats:
         features, speculator = self._runner.features, self._speculator
@@ -127,10 +127,12 @@ class LLM:
 
     def close(self) -> None:
         """End the engine's threads; cached pages go to the disk tier, if there is one, for the next start."""
-        self._pipeline.close()
-        if self._disk is not None:
+        try:
+            self._pipeline.close()
             self._pipeline.archive()
-            self._disk.close()
+        finally:
+            if self._disk is not None:
+                self._disk.close()
 
     def check_integrity(self) -> None:
         self._scheduler.check_integrity()
@@ -280,7 +282,7 @@ def _lazy_grammars(folder: Path, vocab_size: int) -> Callable[[Grammar], LLMatch
     return lambda grammar: compiler().matcher(grammar)
 
 
-def _disk(model: ErnieModel, config: EngineConfig) -> DiskPages | None:
+def _disk(model: ErnieModel, config: EngineConfig, cache: PagedKVCache) -> DiskPages | None:
     if config.disk_cache_folder is None:
         return None
-    return DiskPages(config.disk_cache_folder, config.disk_cache_bytes, fingerprint(model, config.page_size))
+    return DiskPages(config.disk_cache_folder, config.disk_cache_bytes, fingerprint(model, cache))

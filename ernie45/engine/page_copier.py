@@ -10,6 +10,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from ernie45 import __version__
 from ernie45.config.errors import ConfigError
 from ernie45.engine.disk_pages import DiskPages
 from ernie45.engine.tiers import PageCopy
@@ -17,6 +18,8 @@ from ernie45.model.cache import PagedKVCache
 from ernie45.model.multimodal import ErnieModel
 
 _NUM_SAMPLED = 4096
+_NUM_SUMMED = 1 << 20
+_BITS_OF = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class PageCopier:
@@ -32,9 +35,11 @@ class PageCopier:
         self._tensors = (cache.keys_LNSJK, cache.values_LNSJK)
 
     @torch.inference_mode()
-    def run(self, copies: Sequence[PageCopy]) -> None:
-        """Make them, in order."""
+    def run(self, copies: Sequence[PageCopy], patiently: bool = False) -> None:
+        """Make them, in order. patiently: wait for a disk that cannot follow, else what it has no time for is not kept."""
         for copy in copies:
+            if patiently and self._disk is not None and not self._disk.has_room:
+                self._disk.drain()
             match copy.kind:
                 case "store":
                     for part, pages in zip(self._slots[copy.slot], self._tensors, strict=True):
@@ -70,14 +75,22 @@ def num_slots(host_cache_bytes: int, page_bytes: int) -> int:
 
 
 @torch.inference_mode()
-def fingerprint(model: ErnieModel, page_size: int) -> bytes:
-    """What pages on disk depend on beside their keys: config, dtype, page size, kind of device, and a sample of every weight.
+def fingerprint(model: ErnieModel, cache: PagedKVCache) -> bytes:
+    """What pages on disk depend on beside their keys: this version, the config, the kind of device, the shape and dtype of a
+    page, and all weights.
 
-    Sampled evenly, as hashing 56 GB of weights would take a minute: another checkpoint differs nearly everywhere.
+    Of the weights every value counts: sums over the bits of each run of values, and a sample of the values themselves. It takes
+    the time to read them once from memory. A change is missed only if within each run the bits add up to the same sum, as when
+    two values change places, and no sampled value is another one.
     """
-    digest = blake2b(repr((model.config, str(model.dtype), page_size, model.device.type)).encode(), digest_size=16)
+    page = (cache.keys_LNSJK.shape[0], *cache.keys_LNSJK.shape[2:], cache.keys_LNSJK.dtype)
+    digest = blake2b(repr((__version__, model.config, str(model.dtype), model.device.type, page)).encode(), digest_size=16)
     for name, weight in sorted(model.state_dict().items()):
         flat = weight.detach().flatten()
-        sample = flat[:: max(len(flat) // _NUM_SAMPLED, 1)].to(torch.float32).cpu().contiguous()
-        digest.update(f"{name} {tuple(weight.shape)} ".encode() + sample.numpy().tobytes())
+        runs = flat.view(_BITS_OF[flat.element_size()]).split(_NUM_SUMMED)
+        sums = torch.stack([run.sum(dtype=torch.int64) for run in runs])
+        sample = flat[:: max(len(flat) // _NUM_SAMPLED, 1)].to(torch.float32)
+        digest.update(f"{name} {tuple(weight.shape)} ".encode())
+        for found in (sums, sample):
+            digest.update(found.cpu().contiguous().numpy().tobytes())
     return digest.digest()

@@ -31,7 +31,7 @@ class Pipeline:
     """Two ways to run a planned step: `run` waits for it; `step_ahead` has one step under way and returns what the step before
     it gave. Tokens are the same, as each step's input comes from the one before on the device.
 
-    A failed step leaves the scheduler as if no request had begun.
+    A failed step leaves the scheduler as if no request had begun. What steps before it gave is not lost: the next call tells.
     """
 
     def __init__(self, scheduler: Scheduler, runner: Runner, copier: PageCopier) -> None:
@@ -39,6 +39,7 @@ class Pipeline:
         self._runner = runner
         self._copier = copier
         self._flight: Flight | None = None
+        self._untold: list[Event] = []
         # Threads of torch's own are counted for each thread that calls it.
         self._worker = ThreadPoolExecutor(1, "steps", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
 
@@ -51,22 +52,27 @@ class Pipeline:
             self._scheduler.reset()
             raise
 
+    @property
+    def has_untold(self) -> bool:
+        """Whether there are events that a failed call could not return."""
+        return bool(self._untold)
+
     def step_ahead(self) -> list[Event]:
         """Plan and start the next step, then book the one before it."""
-        events: list[Event] = []
         try:
             if self._flight is not None and any(_needs_host(chunk.request) for chunk in self._flight.chunks):
-                events += self._land()
+                self._land()
             chunks = self._scheduler.schedule()
             following = self._launch(chunks) if chunks else None
-            events += self._land()
+            self._land()
             self._flight = following
             if not self._scheduler.has_work:
-                events += self._land()  # a step for answers that have stopped
+                self._land()  # a step for answers that have stopped
         except BaseException:
             self._flight = None
             self._scheduler.reset()
             raise
+        events, self._untold = self._untold, []
         if not chunks and not events:
             self.await_disk()
         return events
@@ -78,13 +84,18 @@ class Pipeline:
             wait([fetch], timeout=_DISK_WAIT_S)
 
     def archive(self) -> None:
-        """Copy to disk what only memory holds."""
-        self._copier.run(self._scheduler.archive())
+        """Copy to disk what only memory holds; waits for the disk."""
+        self._copier.run(self._scheduler.archive(), patiently=True)
 
     def close(self) -> None:
-        """Finish what is under way and end the worker."""
-        self._land()
-        self._worker.shutdown()
+        """Finish what is under way and end the worker. If that fails, nothing of the cache is used any more."""
+        try:
+            self._land()
+        except BaseException:
+            self._scheduler.reset()
+            raise
+        finally:
+            self._worker.shutdown()
 
     def _launch(self, chunks: Sequence[Chunk]) -> Flight:
         previous = self._flight
@@ -95,12 +106,15 @@ class Pipeline:
         return Flight(chunks, rows, drawn)
 
     def _execute(self, step: PreparedStep, copies: Sequence[PageCopy], previous: Flight | None) -> Drawn:
+        # If the step before has failed, so does this one, before it copies pages that were never filled to where they last.
+        drawn = previous.drawn.result() if previous else None
         self._copier.run(copies)
-        return self._runner.execute(step, previous.drawn.result().tokens_R if previous and step.unseen else None)
+        return self._runner.execute(step, drawn.tokens_R if drawn and step.unseen else None)
 
-    def _land(self) -> list[Event]:
+    def _land(self) -> None:
         flight, self._flight = self._flight, None
-        return [] if flight is None else self._scheduler.update(flight.chunks, flight.drawn.result().output())
+        if flight is not None:
+            self._untold += self._scheduler.update(flight.chunks, flight.drawn.result().output())
 
 
 def _needs_host(request: Request) -> bool:

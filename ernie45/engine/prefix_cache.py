@@ -88,8 +88,9 @@ class PrefixCache:
                 match.below.append(key)
                 match.num_host += tier == "host"
             match.pages.append(page)
-        if unread and match.wait is None and self._tiers.fetch(request.request_id, unread):
-            match.wait = "reading"
+        if unread and match.wait is None:
+            self._tiers.fetch(request.request_id, unread)
+            match.wait = "reading"  # even if that is done by now: what came of it, the next look tells
         return match
 
     def drop(self, match: Match) -> None:

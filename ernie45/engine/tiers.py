@@ -96,15 +96,11 @@ class PageTiers:
             return None if fetch.result() is None else "disk"
         return "unread" if self._disk is not None and key in self._disk else None
 
-    def fetch(self, request_id: str, keys: Sequence[bytes]) -> bool:
-        """Begin to read these pages for a request, or go on reading; whether that is still under way."""
-        fetches = self._fetches.get(request_id)
-        if fetches is None:
-            if len(self._fetches) >= NUM_FETCHES:
-                return True
+    def fetch(self, request_id: str, keys: Sequence[bytes]) -> None:
+        """Begin to read these pages for a request, unless that is under way or others are being served."""
+        if request_id not in self._fetches and len(self._fetches) < NUM_FETCHES:
             assert self._disk is not None
-            fetches = self._fetches[request_id] = {key: self._disk.fetch(key) for key in keys}
-        return not all(fetch.done() for fetch in fetches.values())
+            self._fetches[request_id] = {key: self._disk.fetch(key) for key in keys}
 
     def is_fetching(self, request_id: str) -> bool:
         return any(not fetch.done() for fetch in self._fetches.get(request_id, {}).values())

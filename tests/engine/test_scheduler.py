@@ -11,14 +11,15 @@ from ernie45.config.inputs import ModelInput
 from ernie45.config.sampling import SamplingParams
 from ernie45.engine.request import Event, Request, StepOutput
 from ernie45.engine.scheduler import Scheduler
+from ernie45.engine.tiers import PageTiers
 
 MakeInput = Callable[..., ModelInput]
 IMAGE = ("image", (1, 8, 8), 1)  # 16 tokens
 VIDEO = ("video", (6, 4, 4), 2)  # 3 units of 4 tokens
 
 
-def make_scheduler(*, num_pages: int = 64, **options) -> Scheduler:
-    return Scheduler(EngineConfig(**{"page_size": 4, "max_num_seqs": 4, **options}), num_pages, max_model_len=256)
+def make_scheduler(*, num_pages: int = 64, tiers: PageTiers | None = None, **options) -> Scheduler:
+    return Scheduler(EngineConfig(**{"page_size": 4, "max_num_seqs": 4, **options}), num_pages, max_model_len=256, tiers=tiers)
 
 
 def make_request(
