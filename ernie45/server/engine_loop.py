@@ -6,6 +6,7 @@ Knows nothing about HTTP, text, asyncio or whether it has a process of its own.
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from typing import Protocol
 
@@ -32,6 +33,7 @@ from ernie45.server.wire_socket import Connection, EngineSocket
 
 _log = logging.getLogger("ernie45.engine")
 _STATS_EVERY_S = 0.25
+_PREPARE_WAIT_S = 0.005
 
 
 class Engine(Protocol):
@@ -45,8 +47,12 @@ class Engine(Protocol):
         """Whether a step would do anything."""
         ...
 
+    def prepare(self, request: Generate) -> "Future[None] | None":
+        """Begin what takes long about a request, beside the steps; None if there is nothing. It may end in an Ernie45Error."""
+        ...
+
     def submit(self, request: Generate) -> None:
-        """Queue a request. Ernie45Error if it can never run."""
+        """Queue a request that is prepared. Ernie45Error if it can never run."""
         ...
 
     def abort(self, request_id: str) -> None:
@@ -61,13 +67,19 @@ class Engine(Protocol):
         """How it is doing; what the loop counts (steps, tokens, seconds) may be left at 0."""
         ...
 
+    def close(self) -> None:
+        """End its threads, and keep for the next start what is worth keeping."""
+        ...
+
 
 def run_engine(load: Callable[[], Engine], connection: Connection) -> Dead:
     """Load an engine and serve it until Stop. The last report is always Dead; it is returned too."""
     socket = EngineSocket(connection)
     death = Dead(message="stopped", cause="stopped")
     try:
-        _Loop(load(), socket).run()
+        engine = load()
+        _Loop(engine, socket).run()
+        engine.close()  # not behind a defect: what it would keep may be wrong
     except Ernie45Error as error:
         death = Dead(message=str(error), cause="user")
     except Exception as error:  # noqa: BLE001  whatever ends the engine, the other side has to learn of it
@@ -87,6 +99,7 @@ class _Loop:
         self._socket = socket
         self._decoder = MessageDecoder(Generate, Abort, Stop, Ping)
         self._counts = Stats()
+        self._preparing: dict[str, tuple[Generate, Future[None]]] = {}
         self._next_stats = 0.0
         self._worked = True  # so that the first idle moment is told too
 
@@ -118,12 +131,15 @@ class _Loop:
     def _take_commands(self) -> bool:
         """Run all commands that wait; without work, wait for one. False after Stop."""
         while True:
-            idle = not self._engine.has_work
+            self._submit_prepared()
+            idle = not self._engine.has_work and not self._preparing
             if idle and self._worked:
                 self._worked = False
                 self._send_stats()
             frames = self._socket.receive(wait=idle)
             if frames is None:
+                if not self._engine.has_work:
+                    wait([future for _, future in self._preparing.values()], _PREPARE_WAIT_S, FIRST_COMPLETED)
                 return True
             try:
                 command: Command = self._decoder.decode(frames)
@@ -139,18 +155,34 @@ class _Loop:
     def _execute(self, command: Generate | Abort | Ping) -> None:
         match command:
             case Generate(request_id=request_id):
-                try:
-                    self._engine.submit(command)
-                except Ernie45Error as error:
-                    self._send(Refused(request_id=request_id, message=str(error)))
-                    return
-                self._counts = replace(self._counts, num_prompt_tokens=self._counts.num_prompt_tokens + len(command.prompt))
-                self._send(Accepted(request_id=request_id))
+                future = self._engine.prepare(command)
+                if future is None:
+                    self._submit(command)
+                else:
+                    self._preparing[request_id] = command, future
             case Abort(request_id=request_id):
                 self._worked = True  # its pages are free now: tell it when idle
+                self._preparing.pop(request_id, None)
                 self._engine.abort(request_id)
             case Ping():
                 self._send(Pong())
+
+    def _submit_prepared(self) -> None:
+        for request_id, (command, future) in tuple(self._preparing.items()):
+            if future.done():
+                del self._preparing[request_id]
+                self._submit(command, future)
+
+    def _submit(self, request: Generate, prepared: "Future[None] | None" = None) -> None:
+        try:
+            if prepared is not None:
+                prepared.result()
+            self._engine.submit(request)
+        except Ernie45Error as error:
+            self._send(Refused(request_id=request.request_id, message=str(error)))
+            return
+        self._counts = replace(self._counts, num_prompt_tokens=self._counts.num_prompt_tokens + len(request.prompt))
+        self._send(Accepted(request_id=request.request_id))
 
     def _send_stats(self) -> None:
         counts = self._counts

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ class FakeEngine:
         self.params: list[SamplingParams] = []
         self.requests: list[Generate] = []
         self.aborted: list[str] = []
+        self.preparing: dict[int | None, Future[None]] = {}  # by the seed of the request
+        self.num_closed = 0
         self.say("hello")
 
     def say(self, text: str, ends: bool = True) -> None:
@@ -91,6 +94,9 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self._running)
 
+    def prepare(self, request: Generate) -> "Future[None] | None":
+        return self.preparing.get(request.params.seed)
+
     def submit(self, request: Generate) -> None:
         prompt = request.prompt
         if len(prompt) >= MAX_MODEL_LEN:
@@ -106,6 +112,9 @@ class FakeEngine:
 
     def stats(self) -> Stats:
         return Stats(num_running=len(self._running), num_pages=self.capacity.num_pages)
+
+    def close(self) -> None:
+        self.num_closed += 1
 
     def step(self) -> list[Tokens]:
         time.sleep(self.step_s)

@@ -29,6 +29,10 @@ class _Engine:
     def has_work(self) -> bool:
         return bool(self._left)
 
+    def prepare(self, request: Generate) -> None: ...
+
+    def close(self) -> None: ...
+
     def submit(self, request: Generate) -> None:
         fate = _FATES.get(int(request.prompt.token_ids[0]))
         if fate is not None:
