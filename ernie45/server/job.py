@@ -23,6 +23,7 @@ class ServedModel:
     allow_chat_template  whether a request may bring a template, a program of a stranger, of its own.
     tool_format    how the model writes tool calls.
     media          the pictures of the request, where they are loaded already (`media.RequestMedia`).
+    owner          whose the request is: of those with its API key; "" on an open server.
     """
 
     processor: Processor
@@ -33,6 +34,7 @@ class ServedModel:
     allow_chat_template: bool = False
     tool_format: ToolFormat = TOOL_FORMATS["ernie45"]
     media: tuple[LoadedMedia, ...] | None = None
+    owner: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from ernie45.server.endpoint import Endpoint, MediaOf, no_media
 from ernie45.server.engine_client import EngineClient, EngineDeadError
 from ernie45.server.errors import ApiError, from_user_error
 from ernie45.server.job import Job, ServedModel, Task
-from ernie45.server.media import RequestMedia
+from ernie45.server.media import RequestMedia, tenant_of
 from ernie45.server.metrics import ServerMetrics
 from ernie45.server.parse import parse_request
 from ernie45.server.protocol import ApiRequest
@@ -86,6 +86,10 @@ class Service:
             tool_format=tool_format(self.config.tool_call_parser),
         )
 
+    def owner_of(self, authorization: str | None) -> str:
+        """Who may have what a request stores: those with its API key; everybody on an open server, where it says nothing."""
+        return tenant_of(authorization, None) if self.config.api_keys else ""
+
     async def answer(self, endpoint: Endpoint[R], body: bytes, authorization: str | None = None) -> dict[str, Any] | Streamed:
         """One object, or a stream whose requests the engine has accepted. ApiError for everything that is wrong.
 
@@ -113,16 +117,21 @@ class Service:
                 await self._close(run)
 
     async def compute(
-        self, request: type[R], body: bytes, function: Callable[[R, ServedModel], T], media: MediaOf[R] = no_media
+        self,
+        request: type[R],
+        body: bytes,
+        function: Callable[[R, ServedModel], T],
+        media: MediaOf[R] = no_media,
+        authorization: str | None = None,
     ) -> T:
         """What a function makes of a checked body, in a thread and without the engine. ApiError for everything wrong.
 
-        media: as of an endpoint.
+        media: as of an endpoint. authorization: the header.
         """
         self._admit()
         try:
             parsed = await self._in(self._text_pool, parse_request, body, request)
-            served = await self._with_media(parsed, media)
+            served = await self._with_media(parsed, media, authorization)
             return await self._in(self._text_pool, function, parsed, served)
         except Ernie45Error as error:
             raise self.to_api_error(error) from error
@@ -170,8 +179,8 @@ class Service:
         served = await self._with_media(request, endpoint.media, authorization)
         return await self._in(self._text_pool, endpoint.translate, request, served)
 
-    async def _with_media(self, request: R, media: MediaOf[R], authorization: str | None = None) -> ServedModel:
-        served = self.served
+    async def _with_media(self, request: R, media: MediaOf[R], authorization: str | None) -> ServedModel:
+        served = replace(self.served, owner=self.owner_of(authorization))
         wanted = await self._in(self._text_pool, media, request, served)
         if wanted is None:
             return served

@@ -25,13 +25,14 @@ class ResponseTask(Task):
 
     properties fields of the response that are known before.
     summarize  whether thoughts are sent as summaries.
-    messages   the conversation without instructions; store: where it is to be kept with its answer, if it is.
+    messages   the conversation without instructions; store: where it is to be kept with its answer, if it is, for `owner`.
     """
 
     properties: dict[str, Any]
     summarize: bool = False
     messages: Sequence[Message] = ()
     store: ResponseStore | None = field(default=None, compare=False)
+    owner: str = ""
 
 
 class ResponseReply(Reply):
@@ -44,7 +45,8 @@ class ResponseReply(Reply):
         assert isinstance(task, ResponseTask), task
         super().__init__(task, tokenizer)
         self.id = f"resp_{uuid.uuid4().hex}"
-        self._properties, self._messages, self._store = task.properties, task.messages, task.store
+        self._properties, self._messages = task.properties, task.messages
+        self._store, self._owner = task.store, task.owner
         self._output = Output(task.summarize)
         self._num_events = 0
 
@@ -100,7 +102,7 @@ class ResponseReply(Reply):
             },
         }
         if self._store is not None:
-            self._store.put(response, (*self._messages, self._output.message()))
+            self._store.put(response, (*self._messages, self._output.message()), self._owner)
         return response
 
     def _response(self, status: str) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def responses_endpoint(store: ResponseStore) -> Endpoint[ResponsesRequest]:
 
 def translate_response(request: ResponsesRequest, model: ServedModel, store: ResponseStore) -> Task:
     """ApiError for a bad request, with the names of its own fields."""
-    chat = _chat(request, store)
+    chat = _chat(request, model, store)
     try:
         task = translate(chat.request, model)
     except (ApiError, Ernie45Error) as error:
@@ -68,11 +68,12 @@ def translate_response(request: ResponsesRequest, model: ServedModel, store: Res
         summarize=request.reasoning is not None and request.reasoning.summary is not None,
         messages=chat.messages,
         store=store if request.store else None,
+        owner=model.owner,
     )
 
 
 def _media(request: ResponsesRequest, model: ServedModel, store: ResponseStore) -> MediaRequest | None:
-    chat = _chat(request, store)
+    chat = _chat(request, model, store)
     try:
         wanted = media_request(chat.request, model)
         return wanted and replace(wanted, rename=partial(_rename, turns=chat.turns))
@@ -80,11 +81,11 @@ def _media(request: ResponsesRequest, model: ServedModel, store: ResponseStore) 
         raise _renamed(error, chat) from error
 
 
-def _chat(request: ResponsesRequest, store: ResponseStore) -> _Chat:
+def _chat(request: ResponsesRequest, model: ServedModel, store: ResponseStore) -> _Chat:
     own = turns_of(request.input)
     earlier: list[Turn] = []
     if request.previous_response_id is not None:
-        stored = store.get(request.previous_response_id)
+        stored = store.get(request.previous_response_id, model.owner)
         if stored is None:
             rule = (
                 f"previous_response_id ({request.previous_response_id[:80]!r}) is not of a response that is kept; send store "

@@ -73,6 +73,9 @@ def add_responses(app: FastAPI, service: Service) -> None:
     endpoint = responses_endpoint(store)
     missing = answer_docs(app, (*ANY, 400, 404))
 
+    def owner(request: Request) -> str:
+        return service.owner_of(request.headers.get("authorization"))
+
     @app.post(
         "/v1/responses",
         summary="Answer a conversation of items",
@@ -87,12 +90,12 @@ def add_responses(app: FastAPI, service: Service) -> None:
     async def fetch(response_id: str, request: Request) -> Response:
         for name in request.query_params:
             raise ApiError(400, f"{name[:80]} is not supported here; leave it out", param=name, code="unsupported_parameter")
-        return JSONResponse(_found(store.get(response_id), response_id).response)
+        return JSONResponse(_found(store.get(response_id, owner(request)), response_id).response)
 
     @app.delete("/v1/responses/{response_id}", summary="Forget a stored response", response_model=Deleted, responses=missing)
-    async def delete(response_id: str) -> Response:
-        _found(store.get(response_id), response_id)
-        store.delete(response_id)
+    async def delete(response_id: str, request: Request) -> Response:
+        _found(store.get(response_id, owner(request)), response_id)
+        store.delete(response_id, owner(request))
         return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
 

@@ -29,7 +29,7 @@ def add_tokens(app: FastAPI, service: Service) -> None:
     )
     async def tokenize_route(request: Request) -> Response:
         body = await read_body(request, service.config.max_body_bytes)
-        work = service.compute(TokenizeRequest, body, tokenize, media_request)
+        work = service.compute(TokenizeRequest, body, tokenize, media_request, request.headers.get("authorization"))
         return JSONResponse(await unless_disconnected(request.receive, work))
 
     @app.post(
