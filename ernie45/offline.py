@@ -9,16 +9,16 @@
 Knows nothing about HTTP or how the engine works.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ernie45.checkpoint import resolve_model
 from ernie45.config.engine import EngineConfig
-from ernie45.config.errors import Ernie45Error, RequestError
+from ernie45.config.errors import ConfigError, Ernie45Error, RequestError
 from ernie45.config.inputs import ModelInput
 from ernie45.config.media import override_processor
 from ernie45.config.sampling import SamplingParams, TokenLogprob
@@ -29,6 +29,7 @@ from ernie45.processor.media_cache import MediaCache
 from ernie45.processor.source import MediaLimits
 from ernie45.processor.tokenizer import IncrementalDecoder
 from ernie45.server.answer import Answer
+from ernie45.server.reasoning import Delta, ReasoningStream, has_response_tags
 from ernie45.server.sampling import SamplingDefaults
 from ernie45.server.stops import StopStrings
 from ernie45.server.thinking import thought_is_open
@@ -41,16 +42,27 @@ _CACHE_BYTES = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class TextCompletion:
-    """One answer. reasoning: the thought before it, without its tags. token_ids: of both, without what ended them."""
+    """One answer. reasoning: the thought before it, without its tags. token_ids: of both, without what ended them.
+
+    error: why there is none (finish_reason "error"), where the `LLM` returns errors.
+    """
 
     text: str
     reasoning: str
     token_ids: tuple[int, ...]
-    finish_reason: FinishReason
+    finish_reason: FinishReason | Literal["error"]
     num_prompt_tokens: int
     num_cached_tokens: int
     num_tokens: int
+    num_reasoning_tokens: int
     logprobs: tuple[TokenLogprob, ...] | None = None
+    error: Ernie45Error | None = None
+
+    @classmethod
+    def failed(cls, error: Ernie45Error) -> "TextCompletion":
+        """Of a prompt that could not be asked."""
+        counts = dict.fromkeys(("num_prompt_tokens", "num_cached_tokens", "num_tokens", "num_reasoning_tokens"), 0)
+        return cls(text="", reasoning="", token_ids=(), finish_reason="error", error=error, **counts)
 
 
 class LLM:
@@ -63,15 +75,21 @@ class LLM:
         *,
         limits: MediaLimits | None = None,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        on_error: Literal["raise", "return"] = "raise",
     ) -> None:
         """config: of the engine. limits: what pictures may be and where they may come from. mm_processor_kwargs: numbers of
-        the picture processing, by FastDeploy's names. CheckpointError or ConfigError if something cannot be used."""
+        the picture processing, by FastDeploy's names. on_error: what `chat` and `generate` do with a prompt that cannot be:
+        raise its error, or go on and return it among the answers (`TextCompletion.error`).
+        CheckpointError or ConfigError if something cannot be used."""
+        if on_error not in ("raise", "return"):
+            raise ConfigError(f"on_error ({on_error!r}) must be 'raise' or 'return'")
         folder = resolve_model(model)
         self.processor = Processor.from_dir(folder, limits=limits)
         self.processor.config = override_processor(self.processor.config, mm_processor_kwargs or {})
         self.processor.cache = MediaCache(_CACHE_BYTES)
         self.defaults = SamplingDefaults.from_dir(folder)
         self.engine = llm.LLM.load(folder, config)
+        self.on_error = on_error
         self._ids = count()
 
     def chat(
@@ -88,8 +106,8 @@ class LLM:
 
         Pictures are addresses, or in parts of type image and video paths (`pathlib.Path`), bytes or PIL images. params: for
         all, or one each; None: as the model's generation config says. stop: strings that end an answer, not looked for in a
-        thought. progress: show a bar. RequestError or MediaError names the conversation that cannot be; the others are lost
-        with it, so check first what comes from strangers, or use `ernie45 run-batch`.
+        thought. progress: show a bar. RequestError or MediaError names the conversation that cannot be, and the others are
+        lost with it; with `on_error="return"` it stands in the place of the answer.
         """
         several = bool(conversations) and not isinstance(conversations[0], Mapping)
         each: Any = conversations if several else [conversations]
@@ -105,15 +123,43 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         stop: Sequence[str] = (),
+        allow_special: bool = True,
         progress: bool = False,
     ) -> list[TextCompletion]:
-        """What follows each text, which goes to the model as it is, control tokens included. The rest as in `chat`."""
+        """What follows each text, which goes to the model as it is. The rest as in `chat`.
+
+        allow_special: control tokens in it are such; else they are text like all the rest.
+        """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
 
         def encode(index: int) -> ModelInput:
-            return self.processor.encode_text(texts[index], allow_special=True)
+            return self.processor.encode_text(texts[index], allow_special=allow_special)
 
         return self._run(encode, self._params(params, len(texts)), stop, progress)
+
+    def stream(
+        self,
+        conversation: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        stop: Sequence[str] = (),
+        enable_thinking: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Generator[list[Delta], None, TextCompletion]:
+        """One answer as it comes: for each step the pieces of thought and answer that are certain now, perhaps none.
+
+        The generator's value is the whole answer; closing it ends the request. The rest as in `chat`, but errors are raised.
+        """
+        [own] = self._params(params, 1)
+        running = self._start(self.processor.encode_chat(conversation, enable_thinking, tools=tools), own, stop)
+        try:
+            while not running.ended:
+                for event in self.engine.step():
+                    assert event.request_id == running.request_id, f"{event.request_id} was asked for while a stream ran"
+                    yield running.take(event)
+            return running.completion()
+        finally:
+            self.engine.abort(running.request_id)
 
     def close(self) -> None:
         """End the engine's threads."""
@@ -134,46 +180,56 @@ class LLM:
     ) -> list[TextCompletion]:
         """Prompts are encoded as there is room for them, answers are read as they come."""
         waiting = iter(range(len(params)))
-        running: dict[str, _Running] = {}
+        running: dict[str, tuple[int, _Running]] = {}
         done: dict[int, TextCompletion] = {}
         room = _READY_PER_SEQUENCE * self.engine.config.max_num_seqs
         with _bar(len(params), progress) as advance:
+
+            def finish(index: int, completion: TextCompletion) -> None:
+                done[index] = completion
+                advance()
+
             try:
                 while len(done) < len(params):
                     while len(running) < room and (index := next(waiting, None)) is not None:
-                        request_id, started = self._start(index, encode, params[index], stop)
-                        running[request_id] = started
+                        try:
+                            started = self._start(encode(index), params[index], stop)
+                            running[started.request_id] = index, started
+                        except Ernie45Error as error:
+                            finish(index, self._failed(index, error))
                     for event in self.engine.step():
-                        one = running[event.request_id]
-                        if one.take(event):
+                        index, one = running[event.request_id]
+                        one.take(event)
+                        if one.ended:
                             self.engine.abort(event.request_id)
-                            done[one.index] = running.pop(event.request_id).completion()
-                            advance()
+                            del running[event.request_id]
+                            finish(index, one.completion())
             finally:
                 for request_id in running:
                     self.engine.abort(request_id)
         return [done[index] for index in range(len(params))]
 
-    def _start(
-        self, index: int, encode: Callable[[int], ModelInput], params: SamplingParams, stop: Sequence[str]
-    ) -> tuple[str, "_Running"]:
-        try:
-            inputs = encode(index)
-            request = Request(request_id=f"offline-{next(self._ids)}", inputs=inputs, params=params)
-            self.engine.submit(request)
-        except Ernie45Error as error:  # the kind stays, the place is added
-            raise type(error)(f"prompt {index}: {error}") from error
+    def _failed(self, index: int, error: Ernie45Error) -> TextCompletion:
+        """An error that is returned; or raised, of its kind and with the place."""
+        if self.on_error == "return":
+            return TextCompletion.failed(error)
+        raise type(error)(f"prompt {index}: {error}") from error
+
+    def _start(self, inputs: ModelInput, params: SamplingParams, stop: Sequence[str]) -> "_Running":
+        request = Request(request_id=f"offline-{next(self._ids)}", inputs=inputs, params=params)
+        self.engine.submit(request)
         processor = self.processor
         thinking = thought_is_open(inputs.token_ids, processor.think_start_id, processor.think_end_id)
-        answer = Answer(IncrementalDecoder(processor.tokenizer), thinking, StopStrings(tuple(stop)), params.min_tokens)
-        return request.request_id, _Running(index, answer, len(inputs))
+        reasoning = ReasoningStream(thinking, has_response_tags(processor.tokenizer, thinking))
+        answer = Answer(IncrementalDecoder(processor.tokenizer), reasoning, StopStrings(tuple(stop)), params.min_tokens)
+        return _Running(request.request_id, answer, len(inputs))
 
 
 class _Running:
     """One answer under way."""
 
-    def __init__(self, index: int, answer: Answer, num_prompt_tokens: int) -> None:
-        self.index = index
+    def __init__(self, request_id: str, answer: Answer, num_prompt_tokens: int) -> None:
+        self.request_id = request_id
         self._answer = answer
         self._num_prompt_tokens = num_prompt_tokens
         self._texts = {"reasoning": "", "content": ""}
@@ -182,8 +238,12 @@ class _Running:
         self._num_cached_tokens = 0
         self._finish_reason: FinishReason | None = None
 
-    def take(self, event: Event) -> bool:
-        """Read what a step gave; whether the answer has ended."""
+    @property
+    def ended(self) -> bool:
+        return self._finish_reason is not None
+
+    def take(self, event: Event) -> list[Delta]:
+        """Read what a step gave: the pieces that are certain now."""
         before = self._answer.num_tokens
         deltas = self._answer.push(event.token_ids)
         num_new = self._answer.num_tokens - before
@@ -199,10 +259,10 @@ class _Running:
             self._finish_reason = "stop"
         for delta in deltas:
             self._texts[delta.part] += delta.text
-        return self._finish_reason is not None
+        return deltas
 
     def completion(self) -> TextCompletion:
-        assert self._finish_reason is not None, self.index
+        assert self._finish_reason is not None, self.request_id
         return TextCompletion(
             text=self._texts["content"],
             reasoning=self._texts["reasoning"].strip("\n"),
@@ -211,6 +271,7 @@ class _Running:
             num_prompt_tokens=self._num_prompt_tokens,
             num_cached_tokens=self._num_cached_tokens,
             num_tokens=self._answer.num_tokens,
+            num_reasoning_tokens=self._answer.num_reasoning_tokens,
             logprobs=None if self._logprobs is None else tuple(self._logprobs),
         )
 

@@ -109,6 +109,42 @@ def test_what_cannot_be_is_named_and_leaves_nothing_behind(llm: Any, tmp_path: P
         LLM("tiny", mm_processor_kwargs={"video_fsp": 1})
 
 
+def test_a_bad_prompt_stops_nothing_if_asked(llm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm, "on_error", "return")
+    bad = [{"role": "nobody", "content": "c"}]
+    none, fine, missing, long = llm.chat(
+        [bad, ask("What is 3+4?"), ask("x", tmp_path / "none.png"), ask("x " * 600)], GREEDY, enable_thinking=False
+    )
+    assert (fine.error, fine.text) == (None, llm.chat(ask("What is 3+4?"), GREEDY, enable_thinking=False)[0].text)
+    assert [type(one.error) for one in (none, missing, long)] == [RequestError, MediaError, RequestError]
+    assert "messages[0].role" in str(none.error)
+    assert {one.finish_reason for one in (none, missing, long)} == {"error"}
+    assert [one.error is None for one in llm.generate(["x " * 600] * 9, GREEDY)] == [False] * 9
+    assert not llm.engine.has_work
+    with pytest.raises(ConfigError, match="on_error"):
+        LLM("tiny", on_error="ignore")  # type: ignore[arg-type]
+
+
+def test_an_answer_comes_in_pieces(llm: Any) -> None:
+    params = SamplingParams(max_tokens=60, temperature=0.0)
+    [whole] = llm.chat(ask("What is 47+12?"), params)
+    stream, deltas = llm.stream(ask("What is 47+12?"), params), []
+    while True:
+        try:
+            deltas.append(next(stream))
+        except StopIteration as end:
+            assert (end.value.text, end.value.token_ids) == (whole.text, whole.token_ids)
+            break
+    assert len(deltas) >= whole.num_tokens - 1
+    texts = {part: "".join(text for step in deltas for name, text in step if name == part) for part in ("reasoning", "content")}
+    assert (texts["reasoning"].strip("\n"), texts["content"]) == (whole.reasoning, whole.text)
+    stream = llm.stream(ask("What is 47+12?"), params)
+    next(stream)
+    stream.close()
+    assert not llm.engine.has_work
+    llm.engine.check_integrity()
+
+
 def test_the_name_in_the_package() -> None:
     assert ernie45.LLM is LLM
     with pytest.raises(AttributeError, match="nothing"):

@@ -10,17 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ernie45.checkpoint import resolve_model
 from ernie45.config.engine import EngineConfig
-from ernie45.config.inputs import ModelInput
 from ernie45.config.sampling import SamplingParams
-from ernie45.engine.llm import LLM
-from ernie45.processor import Processor
+from ernie45.offline import LLM, TextCompletion
 from ernie45.processor.source import is_url
-from ernie45.processor.tokenizer import IncrementalDecoder
-from ernie45.server.answer import Answer
 from ernie45.server.reasoning import Delta
-from ernie45.server.translate import thought_is_open
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +38,9 @@ class Settings:
             seed=args.seed,
         )
 
-    def sampling(self, stop_token_ids: tuple[int, ...]) -> SamplingParams:
+    def sampling(self) -> SamplingParams:
         """The same for the engine."""
-        return SamplingParams(
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-            stop_token_ids=stop_token_ids,
-        )
+        return SamplingParams(max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +67,8 @@ class Usage:
 class Conversation:
     """One model and the turns so far. A turn is kept when its answer is complete; an interrupted one never happened."""
 
-    def __init__(self, llm: LLM, processor: Processor, settings: Settings) -> None:
+    def __init__(self, llm: LLM, settings: Settings) -> None:
         self.llm = llm
-        self.processor = processor
         self.settings = settings
         self.messages: list[dict[str, Any]] = []
         self.usage: Usage | None = None
@@ -89,8 +76,7 @@ class Conversation:
     @classmethod
     def load(cls, model: str, settings: Settings, engine: EngineConfig | None = None) -> "Conversation":
         """Of a model folder or `tiny`. CheckpointError or ConfigError if it cannot be used."""
-        folder = resolve_model(model)
-        return cls(LLM.load(folder, config=engine or EngineConfig()), Processor.from_dir(folder), settings)
+        return cls(LLM(model, engine), settings)
 
     def set_thinking(self, thinking: bool) -> None:
         """Think before the answers that follow, or not."""
@@ -106,62 +92,42 @@ class Conversation:
         """Stream the answer to a question; afterwards `usage` tells what it took."""
         messages = [*self.messages, user_message(question, images, videos)]
         start = time.perf_counter()
-        inputs = self.processor.encode_chat(messages, enable_thinking=self.settings.thinking)
-        answer = self._answer_to(inputs)
-        texts = {"reasoning": "", "content": ""}
-        times, finish_reason = [], "length"
-        for event in self.llm.stream(inputs, self.settings.sampling(self.processor.stop_token_ids)):
-            times.append(time.perf_counter())
-            deltas = answer.push(event.token_ids)
-            if event.finish_reason:
-                finish_reason = event.finish_reason
-                answer.count_end(event.stop_token_id is not None)
-                deltas += answer.finish()
-            for delta in deltas:
-                texts[delta.part] += delta.text
-                yield delta
-        reply = {"role": "assistant", "content": texts["content"]}
-        self.messages = [*messages, reply | ({"reasoning_content": texts["reasoning"]} if texts["reasoning"] else {})]
+        times: list[float] = []
+        stream = self.llm.stream(messages, self.settings.sampling(), enable_thinking=self.settings.thinking)
+        answer = yield from _flat(stream, times)
+        reply = {"role": "assistant", "content": answer.text}
+        self.messages = [*messages, reply | ({"reasoning_content": answer.reasoning} if answer.reasoning else {})]
         self.usage = Usage(
-            num_prompt_tokens=len(inputs),
+            num_prompt_tokens=answer.num_prompt_tokens,
             num_tokens=answer.num_tokens,
             num_reasoning_tokens=answer.num_reasoning_tokens,
             first_seconds=times[0] - start,
             decode_seconds=times[-1] - times[0],
-            finish_reason=finish_reason,
+            finish_reason=answer.finish_reason,
         )
 
     def complete(
         self, prompts: Sequence[str], *, chat: bool, images: Sequence[str | Path] = (), videos: Sequence[str | Path] = ()
-    ) -> list[dict[str, Any]]:
+    ) -> list[TextCompletion]:
         """Answers to all prompts in their order, as one batch; with `chat` through the template, each with all media."""
-        if chat:
-            turns = [[user_message(prompt, images, videos)] for prompt in prompts]
-            inputs = [self.processor.encode_chat(turn, enable_thinking=self.settings.thinking) for turn in turns]
-        else:
-            inputs = [self.processor.encode_text(prompt) for prompt in prompts]
-        completions = self.llm.generate(inputs, self.settings.sampling(self.processor.stop_token_ids))
-        results = []
-        for prompt, completion in zip(inputs, completions, strict=True):
-            answer = self._answer_to(prompt)
-            deltas = answer.push(completion.token_ids) + answer.finish()
-            answer.count_end(completion.stop_token_id is not None)
-            results.append(
-                {
-                    "text": "".join(text for part, text in deltas if part == "content"),
-                    "reasoning": "".join(text for part, text in deltas if part == "reasoning"),
-                    "finish_reason": completion.finish_reason,
-                    "num_prompt_tokens": completion.num_prompt_tokens,
-                    "num_tokens": answer.num_tokens,
-                }
-            )
-        return results
+        params = self.settings.sampling()
+        if not chat:
+            return self.llm.generate(prompts, params, allow_special=False)
+        turns = [[user_message(prompt, images, videos)] for prompt in prompts]
+        return self.llm.chat(turns, params, enable_thinking=self.settings.thinking)
 
-    def _answer_to(self, prompt: ModelInput) -> Answer:
-        """Reads the thought of an answer only where the prompt has opened one: models without thoughts have none."""
-        processor = self.processor
-        thinking = thought_is_open(prompt.token_ids, processor.think_start_id, processor.think_end_id)
-        return Answer(IncrementalDecoder(processor.tokenizer), thinking)
+
+def _flat(stream: Generator[list[Delta], None, TextCompletion], times: list[float]) -> Generator[Delta, None, TextCompletion]:
+    """The pieces one by one. times: gets when each step was done."""
+    try:
+        while True:
+            deltas = next(stream)
+            times.append(time.perf_counter())
+            yield from deltas
+    except StopIteration as end:
+        return end.value
+    finally:
+        stream.close()
 
 
 def user_message(question: str, images: Sequence[str | Path], videos: Sequence[str | Path]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ examples:
 
 Several prompts run as one batch. Exit code 2 means that nothing was generated.
 """
+_SAID = ("text", "reasoning", "finish_reason", "num_prompt_tokens", "num_tokens")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,4 +45,5 @@ def run(args: argparse.Namespace) -> None:
 
     conversation = Conversation.load(args.model, Settings.from_arguments(args), engine_config(args))
     for result in conversation.complete(prompts, chat=args.chat, images=args.image, videos=args.video):
-        print(json.dumps(result, ensure_ascii=False) if args.json else result["text"])
+        said = {name: getattr(result, name) for name in _SAID}
+        print(json.dumps(said, ensure_ascii=False) if args.json else result.text)

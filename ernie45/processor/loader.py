@@ -5,6 +5,7 @@ Knows nothing about text, requests or models.
 
 import asyncio
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from ernie45.processor.media import check_image_start, load_image
 from ernie45.processor.media_cache import LoadedMedia, MediaCache, MediaKey
 from ernie45.processor.messages import MediaSource
 from ernie45.processor.positions import num_media_tokens
-from ernie45.processor.source import MediaLimits, is_download, read_bytes
+from ernie45.processor.source import MediaLimits, describe, is_download, read_bytes
 from ernie45.processor.video import Video, check_video_start, video_patches
 
 _MAX_AT_ONCE_PER_REQUEST = 16  # one with a hundred pictures leaves the threads to others in between
@@ -165,6 +166,8 @@ def load_media(
         data = read_bytes(media.source, max_bytes, limits, media.field)
     if cache is None:
         return _process(media, data, processing, is_unwanted)
+    if isinstance(media.source, os.PathLike):
+        media = media._replace(field=f"{media.field} ({describe(media.source)})")  # the bytes alone have no name for errors
     key = MediaKey(tenant, media.kind, hashlib.sha256(data).digest(), config)
     loaded = cache.get(key)
     if loaded is None:

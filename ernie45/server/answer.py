@@ -22,7 +22,7 @@ class Decoder(Protocol):
 class Answer:
     """Follows one answer. Stop strings and tool calls are looked for in the answer, not in the thought before it.
 
-    calls: finds tool calls; None: there are none to be found.
+    reasoning: parts the thought from the answer. calls: finds tool calls; None: there are none to be found.
     min_tokens: in the text of the first so many tokens no stop string is looked for.
 
     num_tokens, num_reasoning_tokens: tokens so far; the closing tag counts as thought, and so does what ends it.
@@ -32,13 +32,13 @@ class Answer:
     def __init__(
         self,
         decoder: Decoder,
-        thinking: bool,
+        reasoning: ReasoningStream,
         stop: StopStrings | None = None,
         min_tokens: int = 0,
         calls: ToolCallStream | None = None,
     ) -> None:
         self._decoder = decoder
-        self._reasoning = ReasoningStream(thinking)
+        self._reasoning = reasoning
         self._stop = stop or StopStrings()
         self._min_tokens = min_tokens
         self._calls = calls

@@ -33,7 +33,7 @@ class ChatReply(Reply):
     def pieces(self, choice: Choice, piece: Piece) -> Iterable[dict[str, Any]]:
         """One chunk for a piece of thought, one for a piece of the answer; the last has what belongs to all the tokens."""
         deltas = [self._delta(choice, delta) for delta in piece.deltas]
-        if choice.finish_reason is not None:
+        if choice.finish_reason is not None or not deltas:
             deltas.append({})
         for index, delta in enumerate(deltas):
             last = index == len(deltas) - 1

@@ -12,7 +12,7 @@ from ernie45.processor.tokenizer import IncrementalDecoder, Tokenizer
 from ernie45.server.answer import Answer, join
 from ernie45.server.job import Job
 from ernie45.server.messages import FinishReason, Tokens
-from ernie45.server.reasoning import Delta, Part
+from ernie45.server.reasoning import Delta, Part, ReasoningStream
 from ernie45.server.stops import StopStrings
 
 
@@ -42,7 +42,8 @@ class Choice:
         self.silent = silent
         stop = StopStrings(job.stop, job.include_stop)
         calls = None if job.tools is None else job.tools.stream()
-        self.answer = Answer(decoder, job.thinking, stop, job.params.min_tokens, calls)
+        reasoning = ReasoningStream(job.thinking, job.response_tags)
+        self.answer = Answer(decoder, reasoning, stop, job.params.min_tokens, calls)
         self.pending = Piece()
         self.num_cached_tokens = 0
         self.finish_reason: FinishReason | Literal["tool_calls"] | None = None

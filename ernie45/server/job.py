@@ -41,7 +41,7 @@ class ServedModel:
 class Job:
     """One request to the engine, and how its tokens are read.
 
-    thinking      whether the prompt left a thought open.
+    thinking      whether the prompt left a thought open; response_tags: whether the answer may be wrapped in <response> tags.
     stop          strings that end the answer; include_stop: whether what ends it, string or token, belongs to it.
     own_stop_ids  tokens of `params.stop_token_ids` that the request names and not the model.
     tools         how tool calls are found in the answer; None: they are text.
@@ -52,6 +52,7 @@ class Job:
     prompt: ModelInput
     params: SamplingParams
     thinking: bool = False
+    response_tags: bool = False
     stop: tuple[str, ...] = ()
     include_stop: bool = False
     own_stop_ids: tuple[int, ...] = ()
@@ -66,7 +67,7 @@ class Task:
     """A whole request, ready to run. Choice i of the answer is what jobs[i] gives.
 
     model             the name that the answer carries.
-    tokens_per_event  tokens that one event of a stream has at least, except the last.
+    tokens_per_event  tokens that one event of a stream has, the last perhaps fewer; None: as they come.
     echo, silent      of plain completions: the text begins with the prompt; nothing is to be generated.
     """
 
@@ -79,7 +80,7 @@ class Task:
     stream: bool = False
     include_usage: bool = False
     continuous_usage: bool = False
-    tokens_per_event: int = 1
+    tokens_per_event: int | None = None
     return_token_ids: bool = False
     echo: bool = False
     silent: bool = False

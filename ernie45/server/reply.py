@@ -7,7 +7,8 @@ import json
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from ernie45.processor.tokenizer import Tokenizer
@@ -61,11 +62,17 @@ class Reply(ABC):
 
     def take(self, index: int, report: Tokens) -> Iterable[dict[str, Any]]:
         """Events that a report for one choice brings."""
-        choice = self.choices[index]
-        choice.add(report)
-        finished = choice.finish_reason is not None
-        enough = choice.pending.deltas and len(choice.pending.token_ids) >= self.task.tokens_per_event
-        return self.pieces(choice, choice.take()) if finished or enough else ()
+        choice, num_wanted = self.choices[index], self.task.tokens_per_event
+        events: list[dict[str, Any]] = []
+        for part in _cut(report, num_wanted, len(choice.pending.token_ids)):
+            if choice.finish_reason is not None:
+                break
+            choice.add(part)
+            pending = choice.pending
+            enough = pending.deltas if num_wanted is None else len(pending.token_ids) >= num_wanted
+            if enough or choice.finish_reason is not None:
+                events += self.pieces(choice, choice.take())
+        return events
 
     def end(self) -> Iterable[dict[str, Any]]:
         """Events behind all choices."""
@@ -96,3 +103,16 @@ class Reply(ABC):
     @property
     def _prompts(self) -> list[int]:
         return sorted({choice.job.prompt_index for choice in self.choices})
+
+
+def _cut(report: Tokens, num_wanted: int | None, num_pending: int) -> Iterator[Tokens]:
+    """The report in parts that fill an event each, together with what is pending; the last is what is left."""
+    start = 0
+    while num_wanted is not None and report.num_tokens - start > num_wanted - num_pending:
+        end = start + num_wanted - num_pending
+        logprobs = report.logprobs and report.logprobs[start:end]
+        ids = report.token_ids[start:end]
+        yield replace(report, token_ids=ids, num_tokens=len(ids), logprobs=logprobs, finish_reason=None, stop_token_id=None)
+        start, num_pending = end, 0
+    logprobs = report.logprobs and report.logprobs[start:]
+    yield replace(report, token_ids=report.token_ids[start:], num_tokens=report.num_tokens - start, logprobs=logprobs)

@@ -22,6 +22,7 @@ from ernie45.server.media import MediaRequest
 from ernie45.server.protocol import AssistantMessage, ChatRequest, ConversationFields, Message, UserMessage
 from ernie45.server.protocol.parts import ImagePart, TextPart, ToolMessage, VideoPart
 from ernie45.server.protocol.sampling import SamplingFields
+from ernie45.server.reasoning import has_response_tags
 from ernie45.server.sampling import sampling_params, seeds, stop_strings
 from ernie45.server.thinking import thinking_budget, thinking_switch, thought_is_open
 from ernie45.server.tool_choice import answer_grammar, in_order_of_calls, tool_use, tools_of
@@ -41,6 +42,7 @@ def translate(request: ChatRequest, model: ServedModel) -> Task:
         prompt=prompt,
         params=_params(request, model, thinking),
         thinking=thinking,
+        response_tags=has_response_tags(processor.tokenizer, thinking),
         stop=stop_strings(request.stop),
         include_stop=bool(request.include_stop_str_in_output),
         own_stop_ids=tuple(request.stop_token_ids or ()),
@@ -96,7 +98,7 @@ def task_fields(request: SamplingFields) -> Task:
         stream=bool(request.stream),
         include_usage=bool(usage or continuous),
         continuous_usage=bool(continuous),
-        tokens_per_event=request.max_streaming_response_tokens or 1,
+        tokens_per_event=request.max_streaming_response_tokens,
         return_token_ids=bool(request.return_token_ids),
     )
 

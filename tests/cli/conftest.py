@@ -4,8 +4,8 @@ Knows nothing about trained models.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,14 @@ import tokenizers
 
 from ernie45.checkpoint import save_model
 from ernie45.commands.conversation import Conversation, Settings
+from ernie45.config.engine import EngineConfig
 from ernie45.config.inputs import ModelInput
 from ernie45.config.model import ExpertPoolConfig, ModelConfig, SpecialTokens, VisionConfig
 from ernie45.config.processor import ProcessorConfig
 from ernie45.config.sampling import SamplingParams
-from ernie45.engine.request import Completion, Event
+from ernie45.engine.request import Event, Request
 from ernie45.model.multimodal import ErnieModel
+from ernie45.offline import LLM
 from ernie45.processor import Processor
 from ernie45.processor.tokenizer import Tokenizer
 
@@ -31,35 +33,44 @@ TOKENS = SpecialTokens(
 )
 
 
-@dataclass
-class ScriptedLLM:
-    """Answers every request with `script`, one token a step; remembers what it was asked."""
+class ScriptedEngine:
+    """Answers every request with the script of its `LLM`, one token a step."""
 
-    processor: Processor
-    script: str = "3 and 4</think>7"
-    asked: list[tuple[ModelInput, SamplingParams]] = field(default_factory=list)
+    def __init__(self, llm: "ScriptedLLM") -> None:
+        self.llm = llm
+        self.config = EngineConfig(max_num_seqs=2)
+        self.running: dict[str, tuple[int, Iterator[int]]] = {}
 
-    def stream(self, inputs: ModelInput, params: SamplingParams) -> Iterator[Event]:
-        self.asked.append((inputs, params))
-        ids = [int(token) for token in self.processor.encode_text(self.script, allow_special=True).token_ids]
-        for token_id in ids:
-            yield Event("r", (token_id,), None, None, len(inputs), 0)
-        yield Event("r", (), "stop", TOKENS.eos, len(inputs), 0)
+    def submit(self, request: Request) -> None:
+        self.llm.asked.append((request.inputs, request.params))
+        ids = self.llm.processor.encode_text(self.llm.script, allow_special=True).token_ids
+        self.running[request.request_id] = len(request.inputs), iter(ids.tolist())
 
-    def generate(self, inputs: Sequence[ModelInput], params: SamplingParams) -> list[Completion]:
-        completions = []
-        for item in inputs:
-            token_ids = tuple(token_id for event in self.stream(item, params) for token_id in event.token_ids)
-            completions.append(
-                Completion(
-                    token_ids=token_ids,
-                    finish_reason="stop",
-                    stop_token_id=TOKENS.eos,
-                    num_prompt_tokens=len(item),
-                    num_cached_tokens=0,
-                )
-            )
-        return completions
+    def abort(self, request_id: str) -> bool:
+        return self.running.pop(request_id, None) is not None
+
+    def step(self) -> list[Event]:
+        events = []
+        for request_id, (num_prompt_tokens, ids) in list(self.running.items()):
+            token_id = next(ids, None)
+            if token_id is None:
+                self.abort(request_id)
+                events.append(Event(request_id, (), "stop", TOKENS.eos, num_prompt_tokens, 0))
+            else:
+                events.append(Event(request_id, (token_id,), None, None, num_prompt_tokens, 0))
+        return events
+
+
+class ScriptedLLM(LLM):
+    """Answers with `script`; remembers what it was asked."""
+
+    def __init__(self, processor: Processor) -> None:
+        self.processor = processor
+        self.script = "3 and 4</think>7"
+        self.asked: list[tuple[ModelInput, SamplingParams]] = []
+        self.on_error = "raise"
+        self.engine = ScriptedEngine(self)  # type: ignore[assignment]
+        self._ids = count()
 
 
 @pytest.fixture(scope="session")
@@ -83,9 +94,9 @@ def llm(processor: Processor) -> ScriptedLLM:
 
 
 @pytest.fixture
-def conversation(llm: ScriptedLLM, processor: Processor, monkeypatch: pytest.MonkeyPatch) -> Conversation:
+def conversation(llm: ScriptedLLM, monkeypatch: pytest.MonkeyPatch) -> Conversation:
     """A conversation with the scripted engine; `Conversation.load` gives the same one, with the settings asked for."""
-    conversation = Conversation(llm, processor, Settings())  # type: ignore[arg-type]
+    conversation = Conversation(llm, Settings())
 
     def load(_model: str, settings: Settings, _engine: object = None) -> Conversation:
         conversation.settings = settings

@@ -29,11 +29,13 @@ def test_turns_are_remembered_until_cleared(conversation: Conversation, llm) -> 
     assert llm.asked[2][0].token_ids.tolist() == llm.asked[0][0].token_ids.tolist()
 
 
-def test_an_interrupted_turn_never_happened(conversation: Conversation) -> None:
+def test_an_interrupted_turn_never_happened(conversation: Conversation, llm) -> None:
     stream = conversation.ask("What is 3 + 4?")
     next(stream)
+    assert llm.engine.running
     stream.close()
     assert conversation.messages == []
+    assert not llm.engine.running
 
 
 def test_without_thinking_everything_is_the_answer(conversation: Conversation, llm) -> None:
@@ -59,6 +61,6 @@ def test_an_address_stays_one_and_a_path_becomes_one() -> None:
 
 def test_several_prompts_are_one_batch_in_order(conversation: Conversation) -> None:
     results = conversation.complete(["a", "bcd"], chat=False)
-    assert [result["num_prompt_tokens"] for result in results] == [1, 3]
-    assert results[0]["text"] == "3 and 4</think>7"
-    assert conversation.complete(["a"], chat=True)[0]["reasoning"] == "3 and 4"
+    assert [result.num_prompt_tokens for result in results] == [1, 3]
+    assert results[0].text == "3 and 4</think>7"
+    assert conversation.complete(["a"], chat=True)[0].reasoning == "3 and 4"

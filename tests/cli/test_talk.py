@@ -89,8 +89,8 @@ def test_ctrl_c_stops_an_answer_and_the_dialogue_goes_on(
 ) -> None:
     whole = llm.stream
 
-    def interrupted(*arguments):
-        yield next(whole(*arguments))
+    def interrupted(*arguments, **options):
+        yield next(whole(*arguments, **options))
         monkeypatch.setattr(llm, "stream", whole)
         raise KeyboardInterrupt
 

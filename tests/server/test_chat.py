@@ -52,6 +52,8 @@ def test_usage_counts_the_end_token_and_the_thought(server: Any, engine: Any) ->
         ("thought</think>one, two, th", {"stop": ["three", "xx"]}),
         ("字</think>汉字 und Größe", {}),
         ("字</think>汉字", {"max_tokens": 5}),
+        ("a\n</think>\n\n<response>\nIt is 7.\n</response>\n", {}),
+        ("a</think><response>\nIt is 7.\n", {"max_tokens": 20}),
     ],
 )
 def test_stream_and_whole_answer_are_split_alike(server: Any, engine: Any, says: str, fields: dict[str, Any]) -> None:
@@ -62,6 +64,19 @@ def test_stream_and_whole_answer_are_split_alike(server: Any, engine: Any, says:
     assert stream_parts(events) == (message["reasoning_content"] or "", message["content"])
     assert events[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
     assert events[-1]["usage"] == whole["usage"]
+
+
+def test_the_wrapping_of_an_answer_is_left_out_with_tools_and_without(server: Any, engine: Any) -> None:
+    call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>\n'
+    engine.say(f"a\n</think>\n\n<response>\nI look.\n</response>\n{call}")
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    message = server.answer(tools=tools)["choices"][0]["message"]
+    assert (message["content"], message["tool_calls"][0]["function"]["name"]) == ("I look.", "f")
+    engine.say("a\n</think>\n\n<response>\nIt is 7.\n</response>\n")
+    assert server.answer()["choices"][0]["message"]["content"] == "It is 7."
+    assert server.answer(tools=tools)["choices"][0]["message"]["content"] == "It is 7."
+    engine.say("<response>x</response>")  # not a token of this model: somebody has asked for XML
+    assert server.answer(enable_thinking=False)["choices"][0]["message"]["content"] == "<response>x</response>"
 
 
 def test_a_thought_that_never_ends_is_all_thought(server: Any, engine: Any) -> None:

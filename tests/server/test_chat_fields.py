@@ -119,12 +119,18 @@ def test_stop_strings_wait_for_min_tokens(server: Any, engine: Any) -> None:
 
 
 def test_tokens_in_one_event(server: Any, engine: Any) -> None:
-    engine.say("abcdefghij")
-    for least in (4, 9, 100):
-        pieces = pieces_of(server.events(enable_thinking=False, max_streaming_response_tokens=least))
-        texts = [text for piece in pieces if (text := piece["delta"].get("content"))]
-        assert "".join(texts) == "abcdefghij"
-        assert all(len(text) >= least for text in texts[:-1])
+    """Exactly so many, also where the engine reports many at once, or where a token completes no character."""
+    for text, at_once in (("abcdefghij", False), ("abcdefghij", True), ("a字b字", True)):
+        engine.say(text)
+        engine.at_once = at_once
+        for number in (1, 4, 10, 11, 100):
+            fields = {"max_streaming_response_tokens": number, "return_token_ids": True, "logprobs": not at_once}
+            pieces = pieces_of(server.events(enable_thinking=False, **fields))
+            assert joined(pieces, "content") == text
+            counts = [len(ids) for piece in pieces if (ids := piece["delta"].get("completion_token_ids"))]
+            assert counts[:-1] == [number] * (len(counts) - 1)
+            assert 0 < counts[-1] <= number
+            assert sum(counts) - len(text.encode()) == (0 if at_once else 1)  # the fake's end at once has no token
 
 
 def test_usage_in_every_chunk(server: Any) -> None:

@@ -26,26 +26,68 @@ def test_split(text: str, reasoning: str, content: str) -> None:
     assert split_reasoning(text) == (reasoning, content)
 
 
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("\n\n<response>\nHello <b>\n</response>\n", "Hello <b>"),
+        ("<response>a</response>", "a"),
+        ("<response>\n</response>", ""),
+        ("<response>\n a\n\nb \n", "a\n\nb \n"),  # cut off
+        ("<response>a</respon", "a</respon"),
+        ("<response>a</response>\n\nb</response>\n", "a\n\nb</response>\n"),
+        ("<respons> a", "<respons> a"),
+        (" a <response>b</response>", " a <response>b</response>"),
+        ("<response><response>a</response></response>", "<response>a</response>"),
+    ],
+)
+def test_the_wrapping_of_an_answer_is_left_out(text: str, content: str) -> None:
+    assert split_reasoning(f"hm</think>{text}", response_tags=True) == ("hm", content)
+    assert split_reasoning(text.lstrip("\n"), thinking=False, response_tags=True) == ("", content)
+    assert split_reasoning(text, thinking=False).content == text
+
+
+def test_an_answer_without_wrapping_is_not_held_back() -> None:
+    stream = ReasoningStream(thinking=True, response_tags=True)
+    assert stream.push("hm</think>\n\nA") == [("reasoning", "hm"), ("content", "A")]
+    assert stream.push(" <res") == [("content", " <res")]
+
+
 def test_without_thinking_all_is_content() -> None:
     assert split_reasoning("\n a</think>b ", thinking=False) == ("", "\n a</think>b ")
 
 
 @st.composite
 def cut_texts(draw: st.DrawFn) -> tuple[str, list[str]]:
-    pieces = draw(st.lists(st.sampled_from(["</think>", "</th", "<", "ink>", "\n", " ", "a", "字", "stop", "st"]), max_size=12))
+    parts = [
+        "</think>",
+        "</th",
+        "<",
+        "ink>",
+        "\n",
+        " ",
+        "a",
+        "字",
+        "stop",
+        "st",
+        "<response>",
+        "</response>",
+        "</resp",
+        "onse>",
+    ]
+    pieces = draw(st.lists(st.sampled_from(parts), max_size=12))
     text = "".join(pieces)
     cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=8)))
     return text, [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
-@given(cut_texts(), st.booleans())
-def test_stream_equals_whole(case: tuple[str, list[str]], thinking: bool) -> None:
+@given(cut_texts(), st.booleans(), st.booleans())
+def test_stream_equals_whole(case: tuple[str, list[str]], thinking: bool, response_tags: bool) -> None:
     text, chunks = case
-    stream = ReasoningStream(thinking)
+    stream = ReasoningStream(thinking, response_tags)
     deltas = [delta for chunk in chunks for delta in stream.push(chunk)] + stream.flush()
     assert all(delta.text for delta in deltas)
     parts = tuple("".join(text for part, text in deltas if part == wanted) for wanted in ("reasoning", "content"))
-    assert parts == split_reasoning(text, thinking)
+    assert parts == split_reasoning(text, thinking, response_tags)
     order = [delta.part for delta in deltas]
     assert order == sorted(order, key=["reasoning", "content"].index)
 

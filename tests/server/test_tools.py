@@ -66,9 +66,6 @@ CASES: dict[str, tuple[str, list[Event]]] = {
         '<tool_call>{"name": "f", "arguments": {"x": 1}}}</tool_call>',
         [CallStart(0, "f"), CallArguments(0, '{"x": 1}'), Content("}</tool_call>")],
     ),
-    "response tags": ("\n<response>\nHello <b>\n</response>\n", [Content("Hello <b>")]),
-    "response and call": (f"<response>\nI look.\n</response>\n{CALL}", [Content("I look."), *ADD]),
-    "response tags inside text": ("a <response> b </response>", [Content("a <response> b </response>")]),
 }
 NO_CALLS = [
     "<tool_call>",
@@ -106,10 +103,6 @@ def test_a_call_inside_what_is_no_call_is_one() -> None:
     assert read_calls("<tool_call>{\n" + CALL, ERNIE, NAMES) == [Content("<tool_call>{"), *ADD]
 
 
-def test_only_ernie_has_response_tags() -> None:
-    assert read_calls("<response>x</response>", tool_format("hermes"), NAMES) == [Content("<response>x</response>")]
-
-
 def in_pieces(text: str, cuts: random.Random) -> list[Event]:
     stream, events = ToolCallStream(ERNIE, NAMES), []
     while text:
@@ -126,8 +119,6 @@ def test_however_it_is_cut() -> None:
     parts = [
         "<tool_call>",
         "</tool_call>",
-        "<response>",
-        "</response>",
         "\n",
         " ",
         "{",

@@ -15,7 +15,6 @@ class ToolFormat:
 
     before, after, between  white space that the model puts between the tags and the object, and between two calls; only
                     grammars need it.
-    response_tags   whether the text beside the calls may stand in <response> tags, which are left out.
     """
 
     start: str = "<tool_call>"
@@ -23,21 +22,19 @@ class ToolFormat:
     before: str = "\n"
     after: str = "\n"
     between: str = "\n"
-    response_tags: bool = False
 
 
-_ERNIE = ToolFormat(response_tags=True)
-_HERMES = ToolFormat()
+_TOOL_CALL = ToolFormat()
 
 # FastDeploy: ernie-x1, ernie-45-vl-thinking. vLLM: ernie45, hermes. SGLang: qwen, qwen25.
 TOOL_FORMATS: dict[str, ToolFormat] = {
-    "ernie45": _ERNIE,
-    "ernie-x1": _ERNIE,
-    "ernie-45-vl": _ERNIE,
-    "ernie-45-vl-thinking": _ERNIE,
-    "hermes": _HERMES,
-    "qwen": _HERMES,
-    "qwen25": _HERMES,
+    "ernie45": _TOOL_CALL,
+    "ernie-x1": _TOOL_CALL,
+    "ernie-45-vl": _TOOL_CALL,
+    "ernie-45-vl-thinking": _TOOL_CALL,
+    "hermes": _TOOL_CALL,
+    "qwen": _TOOL_CALL,
+    "qwen25": _TOOL_CALL,
     "longcat": ToolFormat(start="<longcat_tool_call>", end="</longcat_tool_call>"),
 }
 

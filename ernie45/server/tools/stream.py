@@ -14,8 +14,6 @@ from typing import NamedTuple
 from ernie45.server.tools.call import CallReader
 from ernie45.server.tools.formats import ToolFormat
 
-_RESPONSE, _RESPONSE_END = "<response>", "</response>"
-
 
 class Content(NamedTuple):
     """Text of the answer, never empty."""
@@ -72,7 +70,6 @@ class ToolCallStream:
         self._tag = ""  # held back: the beginning of a tag
         self._any_content = False
         self._behind_tag = False  # white space has no meaning there, and an end tag may come
-        self._in_response = False
         self._call: CallReader | None = None
         self._raw = ""  # of the call, with tag and space before it, while it may turn out to be text
         self._broken = False  # the call's arguments are no JSON, and end at the end tag alone
@@ -131,17 +128,13 @@ class ToolCallStream:
         tags = [self._form.start]
         if self._behind_tag:
             tags.append(self._form.end)
-        if self._form.response_tags and self._in_response:
-            tags.append(_RESPONSE_END)
-        elif self._form.response_tags and not self._any_content:
-            tags.append(_RESPONSE)
         return tags
 
     def _read_tag(self) -> None:
         if self._tag == self._form.start:
             self._call, self._raw = CallReader(self._names), self._space + self._tag
         else:
-            self._behind_tag, self._in_response = True, self._tag == _RESPONSE
+            self._behind_tag = True
         self._space = self._tag = ""
 
     def _add_content(self, text: str) -> None:
