@@ -62,6 +62,9 @@ def _compiled_softmax(
     logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, wants_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The same in one pass; the gradient takes the place of the logits."""
+    # What torch checks by itself; the kernel would read and write elsewhere.
+    assert labels_C.dtype == torch.int64, labels_C.dtype
+    assert not len(labels_C) or 0 <= labels_C.min() <= labels_C.max() < logits_CV.shape[1], labels_C
     losses_C = torch.empty(len(logits_CV))
     right_C = torch.empty(len(logits_CV), dtype=torch.bool)
     inputs = (logits_CV, labels_C.contiguous(), weights_C.float().contiguous(), *logits_CV.shape, int(wants_gradient))

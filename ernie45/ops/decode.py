@@ -65,6 +65,7 @@ def _like(x_RD: Tensor, weight: Tensor) -> Tensor:
 
 def route(x_RD: Tensor, weight_ED: Tensor, bias_E: Tensor, num_active: int, norm_min: float) -> tuple[Tensor, Tensor, Tensor]:
     """As `ops.moe.route`: logits fp32 [R, E], expert ids int64 [R, A], weights fp32 [R, A]."""
+    assert weight_ED.dtype == bias_E.dtype == torch.float32, (weight_ED.dtype, bias_E.dtype)
     num_rows, size = x_RD.shape
     logits_RE = torch.empty(num_rows, len(weight_ED))
     experts_RA = torch.empty(num_rows, num_active, dtype=torch.int64)

@@ -43,10 +43,13 @@ class Kernels:
     def available(self) -> bool:
         """Whether they are compiled; the first question compiles them."""
         if not self._looked:
-            self._library, self._looked = library(self._name), True
-            for function, letters in self._signatures.items() if self._library else ():
-                getattr(self._library, function).argtypes = [_TYPES[letter] for letter in letters]
-                getattr(self._library, function).restype = None
+            found = library(self._name)
+            for function, letters in self._signatures.items() if found else ():
+                getattr(found, function).argtypes = [_TYPES[letter] for letter in letters]
+                getattr(found, function).restype = None
+            # Last, as another thread may ask and call meanwhile: without its types a pointer would be cut to 32 bits.
+            self._library = found
+            self._looked = True
         return self._library is not None
 
     def call(self, function: str, *arguments: object) -> None:
@@ -63,10 +66,13 @@ def library(name: str) -> ctypes.CDLL | None:
     if compiler is None or os.environ.get("ERNIE45_NATIVE") == "0":
         return None
     source = _SOURCES / f"{name}.cpp"
-    target = _folder() / f"{name}-{_key(source, compiler)}.so"
-    if not target.is_file() and not _compile(compiler, source, target):
-        return None
-    return ctypes.CDLL(str(target))
+    try:
+        target = _folder() / f"{name}-{_key(source, compiler)}.so"
+        return ctypes.CDLL(str(target)) if target.is_file() or _compile(compiler, source, target) else None
+    except (OSError, RuntimeError):  # no home, as in many containers, or one that is read-only or holds no programs
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / f"{name}.so"
+            return ctypes.CDLL(str(target)) if _compile(compiler, source, target) else None
 
 
 def _compile(compiler: str, source: Path, target: Path) -> bool:

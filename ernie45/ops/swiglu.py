@@ -16,6 +16,7 @@ def swiglu(gate_up_RG: Tensor, scale_R: Tensor | None = None) -> Tensor:
 
     scale_R: fp32 factor of each row, with gradient; None: 1. fp32 inside on a CPU, where one pass does it all.
     """
+    assert scale_R is None or scale_R.dtype == torch.float32, scale_R.dtype
     if rowwise.serves(gate_up_RG):
         if not torch.is_grad_enabled():
             return _forward(gate_up_RG.contiguous(), scale_R)

@@ -8,15 +8,22 @@
 #include <condition_variable>
 #include <functional>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace {
 
 class Pool {
 public:
+    const pid_t owner = getpid();
+
     void run(int parts, const std::function<void(int, int)>& work) {
         std::lock_guard<std::mutex> alone(turn);  // one caller at a time; others wait for it
-        for (; started < parts - 1; ++started) std::thread(&Pool::serve, this, started + 1, round.load()).detach();
+        try {
+            for (; started < parts - 1; ++started) std::thread(&Pool::serve, this, started + 1, round.load()).detach();
+        } catch (const std::system_error&) {  // no more threads are to be had: as many parts as there are
+            parts = started + 1;
+        }
         {
             std::lock_guard<std::mutex> hold(mutex);
             task = &work;
@@ -65,20 +72,16 @@ private:
     std::atomic<unsigned> round{0};
 };
 
-// Never destroyed: its threads end with the process. A forked child has none of its parent's threads, so it gets a pool of its own.
+// Never destroyed: its threads end with the process. A forked child has none of its parent's threads, so it gets a pool of its own;
+// no lock here, as one that another thread of the parent held would stay locked in the child.
 inline void parallel(int parts, const std::function<void(int, int)>& work) {
     if (parts <= 1) return work(0, 1);
-    static std::mutex mutex;
-    static Pool* pool = nullptr;
-    static pid_t owner = 0;
-    Pool* mine;
-    {
-        std::lock_guard<std::mutex> hold(mutex);
-        if (owner != getpid()) {
-            pool = new Pool;
-            owner = getpid();
-        }
-        mine = pool;
+    static std::atomic<Pool*> pool{nullptr};
+    Pool* mine = pool.load();
+    if (!mine || mine->owner != getpid()) {
+        Pool* fresh = new Pool;
+        if (pool.compare_exchange_strong(mine, fresh)) mine = fresh;
+        else delete fresh;  // another thread was first, and `mine` is its pool
     }
     mine->run(parts, work);
 }
