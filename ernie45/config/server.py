@@ -27,6 +27,7 @@ class ServerConfig:
     max_num_requests      requests at work or waiting; one more is answered with 429.
     request_timeout_s     seconds that a request may take, from its first byte to the last of its answer; one that takes longer
                           ends with 504, or with an error event in a stream. None: as long as it likes.
+    client_timeout_s      a client that keeps the server waiting so long, for its request or by not reading, is dropped.
     trust_request_chat_template  whether a request may bring a chat template of its own, which is a program.
     chat_template         a jinja file in place of the model's chat template; None: the model's.
     tool_call_parser      how the model writes tool calls, one of `server.tools.TOOL_FORMATS`.
@@ -59,6 +60,7 @@ class ServerConfig:
     max_body_bytes: int = 64 * 2**20
     max_num_requests: int = 512
     request_timeout_s: float | None = None
+    client_timeout_s: float = 60.0
     trust_request_chat_template: bool = False
     chat_template: Path | None = None
     tool_call_parser: str = "ernie45"
@@ -89,6 +91,10 @@ class ServerConfig:
         if self.request_timeout_s is not None and not self.request_timeout_s > 0:
             rule = f"request_timeout_s ({self.request_timeout_s!r}) must be a number above 0; leave it out for no limit"
             raise ConfigError(rule)
+        if not self.client_timeout_s > 0:
+            raise ConfigError(
+                f"client_timeout_s ({self.client_timeout_s!r}) must be a number above 0; leave it out for a minute"
+            )
         if self.engine_port is not None and not 0 <= self.engine_port <= 65535:
             raise ConfigError(f"engine_port ({self.engine_port!r}) must be from 0 to 65535; leave it out for none")
         if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:

@@ -293,6 +293,14 @@ FLAGS: tuple[Flag, ...] = (
         help="the longest that a request may take; no limit when 0 or left out",
     ),
     Flag(
+        name="--client-timeout",
+        group=_LIMITS,
+        metavar="SECONDS",
+        parse=real,
+        target="client_timeout_s",
+        help="a client that lets the server wait so long, for its request or by not reading, is dropped",
+    ),
+    Flag(
         name="--timeout-graceful-shutdown",
         group=_LIMITS,
         metavar="SECONDS",

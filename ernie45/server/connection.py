@@ -14,14 +14,18 @@ from starlette.types import Receive, Scope, Send
 from ernie45.server.errors import ApiError
 
 T = TypeVar("T")
+_LEAST_BYTES_PER_S = 16_384  # what a body on a slow line comes with
 
 
 class DisconnectedError(Exception):
     """The client has left; nobody is there to be told."""
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body of a JSON request. ApiError 413 as soon as it is known to be too large, 415 for another content type."""
+async def read_body(request: Request, max_bytes: int, patience_s: float) -> bytes:
+    """The body of a JSON request. ApiError 413 as soon as it is known to be too large, 415 for another content type.
+
+    patience_s: how long it may take, beside what a slow line needs; then 408.
+    """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         # Also keeps web pages of strangers out: a browser lets them send other types here without asking.
@@ -34,8 +38,14 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         raise too_large
     chunks: list[bytes] = []
     num_bytes = 0
+    loop = asyncio.get_running_loop()
+    end = loop.time() + patience_s
     while True:
-        message = await request.receive()
+        try:
+            message = await asyncio.wait_for(request.receive(), end + num_bytes / _LEAST_BYTES_PER_S - loop.time())
+        except asyncio.TimeoutError:
+            rule = f"the body ({num_bytes} bytes of it) did not come within {patience_s:g} s; send it at once"
+            raise ApiError(408, rule, code="body_timeout") from None
         if message["type"] == "http.disconnect":
             raise DisconnectedError
         chunks.append(message.get("body", b""))

@@ -32,6 +32,7 @@ from ernie45.server.messages import Capacity
 from ernie45.server.metrics import metrics_app
 from ernie45.server.sampling import SamplingDefaults
 from ernie45.server.service import Service
+from ernie45.server.stalled import StallWatch
 from ernie45.server.supervisor import EngineOrder, EngineProcess
 from ernie45.server.tools import tool_format
 from ernie45.server.wire_socket import Connection
@@ -145,6 +146,7 @@ class ServerRun(uvicorn.Server):
         self.metrics_listener = metrics_listener
         self._metrics = _MetricsServer(service) if metrics_listener is not None else None
         self._tasks: list[asyncio.Task[None]] = []
+        self._watches: list[asyncio.Task[None]] = []
 
     def run(self, sockets: list[socket.socket] | None = None) -> int:  # type: ignore[override]
         """Serve until told to stop; the exit code."""
@@ -167,6 +169,8 @@ class ServerRun(uvicorn.Server):
         if self._metrics is not None:  # the last to go: a drain can be watched
             self._metrics.should_exit = True
             await asyncio.gather(*self._tasks[1:])
+        for watch in self._watches:
+            watch.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; the second ends this process and the engine's at once, whatever they are doing."""
@@ -192,6 +196,9 @@ class ServerRun(uvicorn.Server):
         self._tasks = [asyncio.create_task(self._follow_engine())]
         if self._metrics is not None and self.metrics_listener is not None:
             self._tasks.append(asyncio.create_task(self._metrics.serve([self.metrics_listener])))
+        servers = [self, *([self._metrics] if self._metrics is not None else [])]
+        limit_s = self.server_config.client_timeout_s
+        self._watches = [asyncio.create_task(StallWatch(each.server_state.connections, limit_s).run()) for each in servers]
 
     async def _follow_engine(self) -> None:
         engine = self.service.engine

@@ -121,6 +121,7 @@ def test_names_and_targets_are_there_once() -> None:
         ("--max-body-bytes 4096", "max_body_bytes", 4096),
         ("--request-timeout 9", "request_timeout_s", 9.0),
         ("--request-timeout 0", "request_timeout_s", None),
+        ("--client-timeout 9", "client_timeout_s", 9.0),
         ("--timeout-graceful-shutdown 3", "drain_seconds", 3.0),
         ("--api-key one --api-key two", "api_keys", ("one", "two")),
         ("--api-key-file FILE", "api_keys", ("a-key",)),

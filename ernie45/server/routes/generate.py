@@ -79,6 +79,6 @@ def add_completions(app: FastAPI, service: Service) -> None:
 
 async def respond(request: Request, service: Service, endpoint: Endpoint[Any]) -> Response:
     """Read the body, answer it as the endpoint does, and stop the work if the client leaves."""
-    body = await read_body(request, service.config.max_body_bytes)
+    body = await read_body(request, service.config.max_body_bytes, service.config.client_timeout_s)
     answer = await unless_disconnected(request.receive, service.answer(endpoint, body, request.headers.get("authorization")))
     return EventStream(answer.events, answer.close) if isinstance(answer, Streamed) else JSONResponse(answer)

@@ -18,6 +18,7 @@ _ERRORS: dict[int, str] = {
     401: "the key is missing or wrong, if the server asks for one",
     404: "the model is not served here",
     405: "the path has no such method",
+    408: "the body did not come in time",
     413: "the body is larger than the server takes",
     415: "the body is not declared as application/json",
     429: "the server has as many requests as it takes",
@@ -28,7 +29,7 @@ _ERRORS: dict[int, str] = {
 }
 # What any route may answer; those that take a body and those that need the engine have more.
 ANY = (401, 405, 500)
-BODY = (*ANY, 400, 404, 413, 415, 429, 503)
+BODY = (*ANY, 400, 404, 408, 413, 415, 429, 503)
 ENGINE = (*BODY, 499, 504)
 
 

@@ -28,7 +28,7 @@ def add_tokens(app: FastAPI, service: Service) -> None:
         openapi_extra=body_docs(app, TokenizeRequest, _EXAMPLES),
     )
     async def tokenize_route(request: Request) -> Response:
-        body = await read_body(request, service.config.max_body_bytes)
+        body = await read_body(request, service.config.max_body_bytes, service.config.client_timeout_s)
         work = service.compute(TokenizeRequest, body, tokenize, media_request, request.headers.get("authorization"))
         return JSONResponse(await unless_disconnected(request.receive, work))
 
@@ -40,5 +40,5 @@ def add_tokens(app: FastAPI, service: Service) -> None:
         openapi_extra=body_docs(app, DetokenizeRequest, {"ids": {"tokens": [1, 2, 3]}}),
     )
     async def detokenize_route(request: Request) -> Response:
-        body = await read_body(request, service.config.max_body_bytes)
+        body = await read_body(request, service.config.max_body_bytes, service.config.client_timeout_s)
         return JSONResponse(await unless_disconnected(request.receive, service.compute(DetokenizeRequest, body, detokenize)))
