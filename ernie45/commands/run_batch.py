@@ -26,6 +26,7 @@ examples:
 A line of the input, as OpenAI's batches have it:
   {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
    "body": {"messages": [{"role": "user", "content": "What is 47+12?"}]}}
+The url may also be /v1/completions or /v1/responses.
 A line of the output has custom_id, and response or error. Run again with the
 same files after an interruption: what is answered is not asked again.
 Exit code 1: some lines have an error.

@@ -13,9 +13,21 @@ from ernie45.config.errors import Ernie45Error, RequestError
 from ernie45.server.batch_file import BatchLine, BatchOutput, read_lines
 from ernie45.server.endpoint import CHAT, COMPLETIONS, Endpoint
 from ernie45.server.errors import ApiError
+from ernie45.server.responses.store import ResponseStore
+from ernie45.server.responses.translate import responses_endpoint
 from ernie45.server.service import Service
 
-ENDPOINTS: dict[str, Endpoint] = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
+# Lines cannot refer to each other: no response is stored.
+ENDPOINTS: dict[str, Endpoint] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/v1/responses": responses_endpoint(ResponseStore(max_bytes=0)),
+}
+# In a usage, for the counts.
+_TOKENS = {
+    "num_prompt_tokens": ("prompt_tokens", "input_tokens"),
+    "num_completion_tokens": ("completion_tokens", "output_tokens"),
+}
 # Of the engine's restarts and of a queue that is full: these pass.
 _PASSING = (429, 503)
 _TRIES = 6
@@ -113,9 +125,9 @@ class _Run:
             self._output.write_error(line, str(line.error))
         else:
             status, body = await self._ask(endpoint, line.body)
-            for kind in ("prompt", "completion"):
-                name = f"num_{kind}_tokens"
-                setattr(self.counts, name, getattr(self.counts, name) + (body.get("usage") or {}).get(f"{kind}_tokens", 0))
+            usage = body.get("usage") or {}
+            for name, keys in _TOKENS.items():
+                setattr(self.counts, name, getattr(self.counts, name) + sum(usage.get(key, 0) for key in keys))
             self._output.write(line, status, body)
 
     async def _ask(self, endpoint: Endpoint, body: bytes) -> tuple[int, dict]:

@@ -95,6 +95,8 @@ def _fault(data: dict[str, Any], number: int) -> str | None:
         return f"body of line {number} must be an object, the body of the request; add it"
     if data["body"].get("stream"):
         return f"body.stream (True) of line {number} is not for batches; leave it out"
+    if data["body"].get("store"):
+        return f"body.store (True) of line {number} is not for batches, which keep nothing; leave it out"
     return None
 
 

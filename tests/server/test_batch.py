@@ -31,7 +31,8 @@ MAX_BYTES = 10_000
 
 
 def request(custom_id: Any, content: Any = "hi", url: str = "/v1/chat/completions", **fields: Any) -> dict[str, Any]:
-    body = {"prompt": content} if url == "/v1/completions" else {"messages": [{"role": "user", "content": content}]}
+    names = {"/v1/completions": "prompt", "/v1/responses": "input"}
+    body = {names[url]: content} if url in names else {"messages": [{"role": "user", "content": content}]}
     return {"custom_id": custom_id, "method": "POST", "url": url, "body": body | fields}
 
 
@@ -90,20 +91,23 @@ def test_every_line_has_its_answer(batch: Any, tmp_path: Path, data_url: str) ->
         request("picture", picture),
         request("raw", "go on", url="/v1/completions", max_tokens=3),
         request("n", n=2),
+        request("response", url="/v1/responses", reasoning={"effort": "none"}),
     )
     counts = batch(source)
     found = answers(tmp_path / "out.jsonl")
     assert {name: line["response"]["status_code"] for name, line in found.items()} == dict.fromkeys(
-        ("text", "picture", "raw", "n"), 200
+        ("text", "picture", "raw", "n", "response"), 200
     )
     assert all(line["error"] is None and line["id"].startswith("batch_req_") for line in found.values())
     assert found["text"]["response"]["body"]["choices"][0]["message"]["content"] == "hello"
     assert found["picture"]["response"]["body"]["usage"]["prompt_tokens_details"]["image_tokens"] == 6
     assert found["raw"]["response"]["body"]["object"] == "text_completion"
     assert len(found["n"]["response"]["body"]["choices"]) == 2
-    assert (counts.num_lines, counts.num_answered, counts.num_before, counts.num_errors) == (4, 4, 0, 0)
+    assert (counts.num_lines, counts.num_answered, counts.num_before, counts.num_errors) == (5, 5, 0, 0)
+    response = found["response"]["response"]["body"]
+    assert (response["object"], response["output"][-1]["content"][0]["text"]) == ("response", "hello")
     usages = [line["response"]["body"]["usage"] for line in found.values()]
-    assert counts.num_completion_tokens == sum(usage["completion_tokens"] for usage in usages)
+    assert counts.num_completion_tokens == sum(usage.get("completion_tokens", usage.get("output_tokens")) for usage in usages)
 
 
 BAD_LINES = {
@@ -112,13 +116,17 @@ BAD_LINES = {
     "line 3": (json.dumps({"method": "POST"}), "custom_id of line 3"),
     "line 4": (json.dumps(request(7)), "custom_id of line 4 must be a text"),
     "get": (json.dumps(request("get") | {"method": "GET"}), "method ('GET')"),
-    "url": (json.dumps(request("url", url="/v1/embeddings")), "must be /v1/chat/completions or /v1/completions"),
+    "url": (
+        json.dumps(request("url", url="/v1/embeddings")),
+        "must be /v1/chat/completions or /v1/completions or /v1/responses",
+    ),
     "stream": (json.dumps(request("stream", stream=True)), "not for batches"),
     "extra": (json.dumps(request("extra") | {"extra": 1}), "extra of line 8"),
     "body": (json.dumps({"custom_id": "body", "method": "POST", "url": "/v1/completions", "body": []}), "body of line 9"),
     "line 10": (json.dumps(request("long", "x" * MAX_BYTES)), "longer than 10000 bytes"),
     "no url": (json.dumps({"custom_id": "no url", "method": "POST", "body": {}}), "url (None)"),
     "line 12": ("[" * 5000, "not JSON"),
+    "store": (json.dumps(request("store", url="/v1/responses", store=True)), "batches, which keep nothing"),
 }
 
 
@@ -129,7 +137,7 @@ def test_lines_that_are_no_requests_cost_themselves(batch: Any, tmp_path: Path) 
     for name, (_, rule) in BAD_LINES.items():
         assert rule in found[name]["error"]["message"], name
         assert found[name]["response"] is None
-    twice = next(line for line in found.values() if line["error"] and line["error"]["line"] == 14)
+    twice = next(line for line in found.values() if line["error"] and line["error"]["line"] == len(BAD_LINES) + 2)
     assert "was used before" in twice["error"]["message"]
     assert counts.num_errors == len(BAD_LINES) + 1
     before = (tmp_path / "out.jsonl").read_bytes()
