@@ -28,8 +28,9 @@ class EngineConfig:
     max_model_len           tokens of prompt and answer together; None: the model's own limit. Never more than the pages hold.
     page_size               tokens in one page of the KV cache.
     num_pages               pages in the KV cache; None: as many as `kv_memory_bytes` hold.
-    kv_memory_bytes         memory for the KV cache; None: what max_num_seqs full contexts need,
-                            at most a share of what is free.
+    kv_memory_bytes         memory for the KV cache; None: what max_num_seqs full contexts need, within what is free.
+    memory_share            share of the device's whole memory that may be in use once the KV cache is there, weights and other
+                            programs included; None: the KV cache may have a share of what is free.
     prefix_cache            keep pages of finished requests, and reuse them for prompts that begin alike.
     host_cache_bytes        second tier: main memory for pages that the KV cache has no room for; 0: none.
     disk_cache_folder       third tier: a folder for pages that come back even after a restart; None: none.
@@ -53,6 +54,7 @@ class EngineConfig:
     page_size: int = 16
     num_pages: int | None = None
     kv_memory_bytes: int | None = None
+    memory_share: float | None = None
     prefix_cache: bool = True
     host_cache_bytes: int = 0
     disk_cache_folder: Path | None = None
@@ -76,6 +78,8 @@ class EngineConfig:
             raise ConfigError(
                 f"num_pages ({self.num_pages}) and kv_memory_bytes ({self.kv_memory_bytes}) both size the KV cache; give one"
             )
+        if self.memory_share is not None and not 0 < self.memory_share <= 1:
+            raise ConfigError(f"memory_share ({self.memory_share!r}) must be above 0 and at most 1; use 0.9, or leave it out")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs ({self.max_num_seqs}), "

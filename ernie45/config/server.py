@@ -31,6 +31,7 @@ class ServerConfig:
     trust_request_chat_template  whether a request may bring a chat template of its own, which is a program.
     chat_template         a jinja file in place of the model's chat template; None: the model's.
     tool_call_parser      how the model writes tool calls, one of `server.tools.TOOL_FORMATS`.
+    seed                  of requests that bring none; None: the engine draws one for each.
     num_media_workers     threads that fetch, decode and encode what requests bring.
     allow_private_media   whether picture addresses may point into private networks and to this machine.
     allowed_media_hosts   host names, addresses and networks (10.1.0.0/16) that picture addresses may point to although they
@@ -64,6 +65,7 @@ class ServerConfig:
     trust_request_chat_template: bool = False
     chat_template: Path | None = None
     tool_call_parser: str = "ernie45"
+    seed: int | None = None
     num_media_workers: int = 4
     allow_private_media: bool = False
     allowed_media_hosts: tuple[str, ...] = ()
@@ -91,6 +93,8 @@ class ServerConfig:
         if self.request_timeout_s is not None and not self.request_timeout_s > 0:
             rule = f"request_timeout_s ({self.request_timeout_s!r}) must be a number above 0; leave it out for no limit"
             raise ConfigError(rule)
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed ({self.seed!r}) must be from 0 to {2**63 - 1}; leave it out for a fresh one each time")
         if not self.client_timeout_s > 0:
             raise ConfigError(
                 f"client_timeout_s ({self.client_timeout_s!r}) must be a number above 0; leave it out for a minute"

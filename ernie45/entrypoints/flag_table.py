@@ -144,6 +144,14 @@ FLAGS: tuple[Flag, ...] = (
         help="size of the KV cache, instead of a number of pages",
     ),
     Flag(
+        name="--gpu-memory-utilization",
+        group=_CACHE,
+        metavar="SHARE",
+        parse=real,
+        target="engine.memory_share",
+        help="how much of the device may be in use, weights included, as 0.9; 0.8 of what is free for pages when left out",
+    ),
+    Flag(
         name="--enable-prefix-caching",
         group=_CACHE,
         parse=None,
@@ -252,6 +260,14 @@ FLAGS: tuple[Flag, ...] = (
         metavar="NAME",
         target="tool_call_parser",
         help="how the model writes tool calls: ernie45, hermes, longcat; ernie-45-vl, ernie-x1 and qwen are other names",
+    ),
+    Flag(
+        name="--seed",
+        group=_MODEL,
+        metavar="N",
+        parse=whole,
+        target="seed",
+        help="for requests without a seed of their own, which then give the same answer again; at random when left out",
     ),
     Flag(
         name="--trust-request-chat-template",

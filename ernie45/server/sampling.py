@@ -26,6 +26,7 @@ class SamplingDefaults:
     top_k: int = 0
     repetition_penalty: float = 1.0
     max_tokens: int | None = None
+    seed: int | None = None
 
     @classmethod
     def from_dir(cls, folder: str | Path) -> "SamplingDefaults":
@@ -71,7 +72,7 @@ def sampling_params(
         presence_penalty=request.presence_penalty or 0.0,
         logit_bias=_logit_bias(request.logit_bias or {}, len(tokenizer)),
         bad_words=_bad_words(request, tokenizer),
-        seed=request.seed,
+        seed=given("seed"),
         stop_token_ids=tuple(dict.fromkeys([*ends, *(request.stop_token_ids or ())])),
     )
 

@@ -23,12 +23,20 @@ from ernie45.server.parse import parse_request
 from ernie45.server.protocol import ApiRequest
 from ernie45.server.sampling import SamplingDefaults
 from ernie45.server.stream import Deadline, Reports, Runs, events, read_all
+from ernie45.server.structured import check_grammars
 from ernie45.server.timeline import current_record, observed
 from ernie45.server.tools import tool_format
 
 _log = logging.getLogger("ernie45.server")
 _NUM_TEXT_WORKERS = 2
 _RETRY_AFTER_S = 1
+# Name of the metric -> of `MediaCacheStats`.
+_MEDIA_METRICS = {
+    "media_cache_num_items": "num_items",
+    "media_cache_bytes": "num_bytes",
+    "media_cache_hits": "num_hits",
+    "media_cache_misses": "num_misses",
+}
 
 T = TypeVar("T")
 R = TypeVar("R", bound=ApiRequest)
@@ -52,7 +60,7 @@ class Service:
         self.config = config
         self.processor = processor
         self.engine = engine
-        self.defaults = defaults or SamplingDefaults()
+        self.defaults = replace(defaults or SamplingDefaults(), seed=config.seed)
         self.num_active = 0
         self.num_jobs = 0
         self.draining = False
@@ -61,7 +69,11 @@ class Service:
         self.metrics.follow("num_requests_active", lambda: self.num_active)
         # Pictures are loaded elsewhere before, so that a host that answers slowly holds up pictures only.
         self._text_pool = ThreadPoolExecutor(_NUM_TEXT_WORKERS, thread_name_prefix="ernie45-text")
+        # A large grammar takes a second, which texts must not wait for, however many such come.
+        self._grammar_pool = ThreadPoolExecutor(1, thread_name_prefix="ernie45-grammar")
         self.media = RequestMedia(config, processor)
+        for name, field in _MEDIA_METRICS.items():
+            self.metrics.follow(name, lambda field=field: getattr(self.media.stats(), field))
 
     @property
     def state(self) -> State:
@@ -157,7 +169,8 @@ class Service:
 
     async def close(self) -> bool:
         """Stop engine and threads; whether the engine ended in time."""
-        self._text_pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._text_pool, self._grammar_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
         await self.media.close()
         return await self.engine.stop()
 
@@ -176,6 +189,9 @@ class Service:
 
     async def _translate(self, endpoint: Endpoint[R], body: bytes, authorization: str | None) -> Task:
         request = await self._in(self._text_pool, parse_request, body, endpoint.request)
+        grammars = await self._in(self._text_pool, endpoint.grammars, request)
+        if grammars:
+            await self._in(self._grammar_pool, check_grammars, grammars)
         served = await self._with_media(request, endpoint.media, authorization)
         return await self._in(self._text_pool, endpoint.translate, request, served)
 

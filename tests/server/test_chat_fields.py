@@ -68,6 +68,13 @@ def test_n_answers(server: Any, engine: Any) -> None:
     assert [params.seed for params in engine.params[3:]] == [None, None]
 
 
+def test_the_seed_of_the_server_is_for_requests_without_one(start: Any) -> None:
+    server = start(seed=5).wait()
+    server.answer(n=2)
+    server.answer(seed=0)
+    assert [params.seed for params in server.engine.params] == [5, 6, 0]
+
+
 def test_logprobs(server: Any, engine: Any, processor: Any) -> None:
     engine.say("a</think>字")
     content = server.answer(logprobs=True, top_logprobs=2)["choices"][0]["logprobs"]["content"]
