@@ -39,6 +39,14 @@ class StepBudget:
         self._encoding: set[tuple] = set()
         self._is_untouched = True
 
+    def first_end(self, request: Request, start: int, threshold: int) -> int:
+        """Where a request's chunk ends at first: a prompt with more than `threshold` tokens left to compute leaves half to
+        others, and gets back what they do not take."""
+        limit = self.tokens
+        if request.num_tokens - start > threshold:
+            limit = (limit + 1) // 2
+        return self.chunk_end(request, start, limit)
+
     def chunk_end(self, request: Request, start: int, limit: int) -> int:
         """Where a chunk that begins at `start` ends: at most `limit` tokens on, and never inside an image or two-frame unit.
 

@@ -142,7 +142,7 @@ class LLM:
         self.adapters.add(name, folder)
 
     def prepare_grammar(self, grammar: Grammar) -> None:
-        """Compile a grammar, which takes up to 0.2 s, so that `submit` finds it done. From any thread. RequestError as there."""
+        """Compile a grammar, up to 0.2 s of work, so that `submit` finds it done. From any thread. RequestError as there."""
         if self._compile_grammar is not None:
             self._compile_grammar(grammar)
 

@@ -112,7 +112,7 @@ class Request:
     page_keys            content keys of the leading full pages, as far as they have been asked for.
     num_published_pages  leading pages that others can find in the prefix cache.
     awaited_key          key of a page that another request is about to compute; this one waits for it.
-    order                (priority, arrival): the lowest goes first.
+    order                (time of arrival, later for a higher `priority`; arrival): the lowest goes first.
     limit                tokens at which it ends with "length".
     history              what penalties, grammars and the like need to know of the tokens; None if nobody asks.
     logprobs             of the generated tokens in `output_token_ids`; None unless asked for.
@@ -188,7 +188,7 @@ class Request:
         self.page_keys: list[bytes] = []
         self.num_published_pages = 0
         self.awaited_key: bytes | None = None
-        self.order: tuple[int, int] = (priority, 0)
+        self.order: tuple[float, int] = (priority, 0)
         self.state: State = "waiting"
         self.finish_reason: FinishReason | None = None
         self.stop_token_id: int | None = None

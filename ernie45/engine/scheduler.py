@@ -14,6 +14,7 @@ from array import array
 from bisect import insort
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from time import monotonic
 from typing import Literal
 
 from ernie45.config.engine import EngineConfig
@@ -25,6 +26,7 @@ from ernie45.engine.request import Event, Request, StepOutput
 from ernie45.engine.stats import SchedulerStats
 from ernie45.engine.tiers import PageCopy, PageTiers
 
+_PATIENCE_S = 60.0  # whoever came so much later is less urgent, though his priority be one better
 _MAX_PASSED_OVER = 64  # waiting requests that one step looks at in vain: a bound on its cost
 
 
@@ -33,7 +35,8 @@ class Scheduler:
 
     `add` and `abort` may come between any two calls; each plan of `schedule` goes to one `update`, in the same order, and at
     most one more plan may be made before that. `running` is in order of urgency, and the most urgent request can always make
-    room for itself: among equals nobody waits for ever.
+    room for itself, also while it waits: less urgent ones go back into the queue for it. A step of priority counts as much as
+    `_PATIENCE_S` of waiting, so nobody waits for ever behind more urgent ones that keep coming.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Scheduler:
         self._running: list[Request] = []
         self._num_preemptions = 0
         self._num_arrivals = 0
+        self._stuck: tuple[Request, int] | None = None
 
     @property
     def has_work(self) -> bool:
@@ -93,7 +97,7 @@ class Scheduler:
                 "so that an answer fits; shorten it, use smaller pictures, or serve with a longer context"
             )
         request.limit = min(request.limit, self.max_model_len)
-        request.order = (request.priority, self._num_arrivals)
+        request.order = (monotonic() + request.priority * _PATIENCE_S, self._num_arrivals)
         self._num_arrivals += 1
         self._requests[request.request_id] = request
         insort(self._waiting, request, key=_order)
@@ -113,6 +117,7 @@ class Scheduler:
         waiting ones; 4. what is left of the budget, to long prompts. The first prefill chunk may exceed the budget, but only
         to finish one picture that does not fit in it.
         """
+        self._make_room()
         config, num_preemptions = self._config, self._num_preemptions
         chunks: dict[str, Chunk] = {}
         prefills = self._plan_decodes(chunks)
@@ -205,6 +210,22 @@ class Scheduler:
         assert len(self._running) + len(self._waiting) == len(self._requests), self._requests
         assert holders == [self._pool.num_holders(page) for page in range(self._pool.num_pages)], holders
 
+    def _make_room(self) -> None:
+        """Preempt less urgent requests for the one that lacked pages or a seat in the last plan, if that can be enough.
+
+        Between two plans, as what a preempted request had in a plan would not be computed, and others may have found it.
+        """
+        if self._stuck is None:
+            return
+        (request, num_free), self._stuck = self._stuck, None
+        if request.state != "waiting":
+            return
+        num_free += len(self._running)  # they may grow before it is its turn
+        less_urgent = [other for other in self._running if _goes_before(request, other)]
+        if self._pool.num_free + sum(len(other.pages) for other in less_urgent) >= num_free:
+            while less_urgent and (self._pool.num_free < num_free or len(self._running) >= self._config.max_num_seqs):
+                self._preempt(less_urgent.pop())
+
     def _plan_decodes(self, chunks: dict[str, Chunk]) -> list[Request]:
         """One token for every running request that needs no more, and pages for it; the others, which have a prompt left."""
         prefills: list[Request] = []
@@ -275,7 +296,7 @@ class Scheduler:
     def _plan_prefill(self, request: Request, chunks: dict[str, Chunk], budget: StepBudget, threshold: int) -> None:
         """Plan the next chunk of a running request, unless it begins with a picture that must wait."""
         start = request.num_computed_tokens
-        end = _first_end(request, start, budget, threshold)
+        end = budget.first_end(request, start, threshold)
         if end > start:
             budget.take(request, start, end)
             self._set_chunk(request, chunks, start, end)
@@ -302,9 +323,9 @@ class Scheduler:
         admitted: list[Request] = []
         index = 0
         while index < min(len(self._waiting), _MAX_PASSED_OVER) and budget.tokens > 0:
-            if len(self._running) >= self._config.max_num_seqs:
-                break
             request = self._waiting[index]
+            if len(self._running) >= self._config.max_num_seqs and not _goes_before(request, self._running[-1]):
+                break
             longest = 2**62 if num_long < self._config.max_long_partial_prefills else threshold
             outcome = self._admit(request, chunks, budget, threshold, longest)
             if outcome == "blocked":
@@ -328,15 +349,19 @@ class Scheduler:
         match = self._cache.match(request)
         num_pages = -(-request.num_tokens // self._config.page_size)
         start = len(match.pages) * self._config.page_size
+        num_lacking = num_pages - len(match.held) + len(self._running) - self._pool.num_free
+        has_turn = budget.first_end(request, start, threshold) > start
         outcome = "admitted"
         if match.wait is not None or request.num_tokens - start > longest:
             outcome = "later"
-        elif num_pages - len(match.held) + len(self._running) > self._pool.num_free:
+        elif num_lacking > 0 or len(self._running) >= self._config.max_num_seqs:
             outcome = "blocked"
-        elif _first_end(request, start, budget, threshold) == start:
+        elif not has_turn:
             outcome = "later"
         if outcome != "admitted":
             self._cache.drop(match)
+            if outcome == "blocked" and has_turn:
+                self._stuck = request, self._pool.num_free + max(num_lacking, 0)
             return outcome
         request.pages = array("q", self._cache.claim(request, match, num_pages))
         request.num_computed_tokens = start
@@ -360,17 +385,14 @@ class Scheduler:
         request.pages = array("q")
 
 
-def _order(request: Request) -> tuple[int, int]:
+def _order(request: Request) -> tuple[float, int]:
     return request.order
+
+
+def _goes_before(request: Request, other: Request) -> bool:
+    """Whether a request may take another's place: by its priority, and not only as it came earlier."""
+    return request.priority < other.priority and request.order < other.order
 
 
 def _work(request: Request) -> int:
     return len(request.tokens) + request.num_pending_tokens - request.num_computed_tokens
-
-
-def _first_end(request: Request, start: int, budget: StepBudget, threshold: int) -> int:
-    """Where a request's chunk ends at first: a long prompt leaves half to others, and gets back what they do not take."""
-    limit = budget.tokens
-    if request.num_tokens - start > threshold:
-        limit = (limit + 1) // 2
-    return budget.chunk_end(request, start, limit)
