@@ -225,6 +225,59 @@ def test_keyboard_alone(page: Page, engine: Any, processor: Any) -> None:
     expect(page.locator("[aria-live=polite]")).to_have_text("No answer")
 
 
+def test_focus_goes_through_the_page_in_order(page: Page, engine: Any) -> None:
+    engine.say("x</think>yes")
+    done(ask(page, "hi"))
+    page.reload()
+    expect(page.locator("#turns article")).to_have_count(2)
+    page.locator(".skip").focus()
+    names, style = ["Skip to the message field"], ""
+    for _ in range(16):
+        page.keyboard.press("Tab")
+        names.append(
+            page.evaluate(
+                """() => { const e = document.activeElement;
+                return e.ariaLabel || e.labels?.[0]?.textContent || e.textContent.trim() || e.placeholder; }"""
+            )
+        )
+        style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert style == "solid" or names[-1] == "Message", names  # the field's frame shows its focus
+    assert names[1:3] == ["Chats", "New chat"]
+    chats, turns = names.index("Search chats by title"), names.index("Edit")
+    assert names.index("Settings") < chats < names.index("Import") < turns < names.index("Retry")
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#question")).to_be_focused()
+
+
+def test_arabic_runs_from_right_to_left(page: Page, engine: Any) -> None:
+    engine.say("x</think>مرحبا\n\nhello")
+    answer = ask(page, "سؤال")
+    done(answer)
+    direction = "e => getComputedStyle(e).direction"
+    assert answer.locator(".answer p").first.evaluate(direction) == "rtl"
+    assert answer.locator(".answer p").last.evaluate(direction) == "ltr"
+    assert page.locator(".user .text").evaluate(direction) == "rtl"
+
+
+@pytest.mark.parametrize("opener", ["Settings", "Copy as curl or Python"])
+def test_dialogs_fit_a_phone_and_give_the_focus_back(page: Page, opener: str) -> None:
+    page.set_viewport_size({"width": 360, "height": 640})
+    button = page.get_by_role("button", name=opener)
+    button.focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    box = dialog.bounding_box()
+    assert box is not None
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 360
+    assert box["y"] + box["height"] <= 640
+    assert dialog.evaluate("e => e.scrollWidth <= e.clientWidth")
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    expect(button).to_be_focused()
+
+
 def test_enter_that_picks_a_character_does_not_send(page: Page) -> None:
     page.fill("#question", "ni")
     event = "new KeyboardEvent('keydown', { key: 'Enter', isComposing: true, bubbles: true, cancelable: true })"

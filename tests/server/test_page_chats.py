@@ -186,6 +186,9 @@ def test_the_list_folds_on_a_phone(page: Page, engine: Any) -> None:
     expect(page.locator("#side")).to_be_hidden()
     expect(fold).to_be_focused()
     fold.click()
+    page.mouse.click(380, 400)
+    expect(page.locator("#side")).to_be_hidden()
+    fold.click()
     page.locator("#chats .open").click()
     expect(page.locator("#side")).to_be_hidden()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

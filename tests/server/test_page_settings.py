@@ -133,14 +133,21 @@ def test_adapters_can_be_chosen(page: Page, bodies: list[Any]) -> None:
 HARD = "It's $HOME `id` $(id) \\n \"q\" 'q' !x! \\ 100% é 你好 🙂 \u2028 <b>&amp;</b>\n```sh\necho $PATH\n```\nEND\n"
 
 
-@pytest.mark.parametrize("key", ["", "sk-copy-1"])
-def test_copied_programs_send_what_the_page_sends(
-    open_chat: Any, start: Any, new_engine: Any, bodies: list[Any], png: bytes, tmp_path: Path, key: str
-) -> None:
+@pytest.fixture(params=["", "sk-copy-1"], ids=["open", "with a key"])
+def keyed(request: pytest.FixtureRequest, open_chat: Any, start: Any, new_engine: Any) -> tuple[str, Page]:
+    """A key, "" for none, and the page of a server that wants it."""
+    key = request.param
     server = start(new_engine, **({"api_keys": [key]} if key else {})).wait()
     page = open_chat(server.url, before=f"sessionStorage.setItem('ernie45.api_key', {key!r})" if key else "")
     expect(page.locator("#model.ready")).to_be_visible()
     new_engine.say("Thought.\n</think>\n\nAn answer.")
+    return key, page
+
+
+def test_copied_programs_send_what_the_page_sends(
+    keyed: tuple[str, Page], bodies: list[Any], png: bytes, tmp_path: Path
+) -> None:
+    key, page = keyed
     pictures: list[Any] = [{"name": "it's $1.png", "mimeType": "image/png", "buffer": png}] * 2
     page.set_input_files("#files", pictures)
     expect(page.locator("#attached img")).to_have_count(2)

@@ -41,8 +41,8 @@ export function notice(text, { bad = true, action = "", act = null } = {}) {
   box.setAttribute("role", bad ? "alert" : "status");
   if (!text) return;
   box.append(make("span", "", text));
-  if (action) box.append(button(action, () => { notice(""); act(); }, "small"));
-  box.append(button("×", () => notice(""), "small close", "Dismiss"));
+  if (action) box.append(button(action, () => { notice(""); act(); }, "mini"));
+  box.append(button("×", () => notice(""), "mini close", "Dismiss"));
 }
 
 /** Read out once by screen readers; not called for every token. */

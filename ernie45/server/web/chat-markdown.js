@@ -182,7 +182,7 @@ function table(block) {
 
 function code(block) {
   const box = make("div", "code"), bar = make("div", "bar"), pre = make("pre");
-  const copy = button("Copy", () => copyText(block.text, copy), "small", "");
+  const copy = button("Copy", () => copyText(block.text, copy), "mini", "");
   copy.title = "Copy this code";
   bar.append(make("span", "", block.language || "text"), copy);
   pre.append(make("code", "", block.text));

@@ -28,7 +28,9 @@ const isOpen = () => $("body").classList.contains("side");
 export function setOpen(open, byHand = true) {
   $("body").classList.toggle("side", open);
   $("fold").setAttribute("aria-expanded", String(open));
-  $("shade").hidden = $("page").inert = open && !wide.matches;
+  const over = open && !wide.matches;   // over the page, which waits under it
+  $("page").inert = over;
+  $("shade").hidden = !over;
   if (byHand && wide.matches) remembered.set(OPEN, open ? "yes" : "no");
   if (byHand && open && !wide.matches) $("search").focus();
 }

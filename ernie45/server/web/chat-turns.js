@@ -7,6 +7,7 @@ import { view as mediaView } from "./chat-media.js";
 export function userTurn(node, media, place, actions) {
   const turn = make("article", "turn user");
   turn.setAttribute("aria-label", "You");
+  turn.dataset.node = node.id;
   if (node.media.length) {
     const row = make("div", "pictures");
     row.append(...media.map((item) => (item ? mediaView(item) : make("span", "gone", "not kept"))));
@@ -26,10 +27,7 @@ export function userTurn(node, media, place, actions) {
   return turn;
 }
 
-function toolbar() {
-  const tools = make("div", "actions");
-  return tools;
-}
+const toolbar = () => make("div", "actions");
 
 function alternatives({ index, count }, node, actions, what) {
   if (count < 2) return [];
@@ -48,6 +46,7 @@ export class AnswerView {
     Object.assign(this, { node, place, actions, touched: false, folded: false });
     this.turn = make("article", "turn");
     this.turn.setAttribute("aria-label", "Answer");
+    this.turn.dataset.node = node.id;
     this.thought = make("details", "thought");
     this.summary = make("summary");
     this.thoughtText = make("div", "text");
@@ -113,8 +112,9 @@ export class AnswerView {
     if (running) return;
     const tools = [];
     if (node.content) { const copy = button("Copy", () => copyText(node.content, copy)); tools.push(copy); }
-    tools.push(button("Retry", () => actions.retry(node)));
-    if (actions.canProceed(node)) tools.push(button("Continue", () => actions.proceed(node)));
+    const settled = !this.trouble.hasChildNodes();   // else the ways out stand there
+    if (settled) tools.push(button("Retry", () => actions.retry(node)));
+    if (settled && actions.canProceed(node)) tools.push(button("Continue", () => actions.proceed(node)));
     this.tools.replaceChildren(...tools, ...alternatives(this.place, node, actions, "answer"));
   }
 
@@ -129,14 +129,24 @@ export class AnswerView {
     return line;
   }
 
-  noProblem() { this.trouble.replaceChildren(); }
+  noProblem() {
+    this.trouble.replaceChildren();
+    this.update();
+  }
 }
 
 function summaryOf(node, running) {
   const { stats } = node, tokens = stats.reasoning ? `, ${stats.reasoning} tokens` : "";
   if (running && !node.content) return `Thinking${stats.thought_ms ? ` for ${seconds(stats.thought_ms)}` : ""}${tokens}`;
   if (!node.content) return (node.finish === "length" ? "Thought without an end" : "Thinking, stopped") + tokens;
-  return `Thought for ${seconds(stats.thought_ms ?? 0)}${tokens}`;
+  return (stats.thought_ms >= 1 ? `Thought for ${seconds(stats.thought_ms)}` : "Thought") + tokens;
+}
+
+/** Tokens a second after the first; where all came at once, of the whole time. Null if nothing can be said. */
+function speedOf({ completion, total_ms: total, first_ms: first }) {
+  if (!(completion > 1) || !(total > 0)) return null;
+  const after = total - first, atOnce = !(after > 20);
+  return ((atOnce ? completion : completion - 1) / (atOnce ? total : after)) * 1000;
 }
 
 const ENDS = { length: "cut at the length limit", stopped: "stopped", broken: "broken off", interrupted: "interrupted" };
@@ -148,11 +158,8 @@ function numbersOf({ stats, finish, model }) {
   }
   if (stats.completion !== undefined) {
     said.push(`${stats.completion} out` + (stats.reasoning ? `, ${stats.reasoning} of thought` : ""));
-    const time = stats.total_ms - stats.first_ms;
-    if (stats.completion > 1 && time > 0) {
-      const speed = ((stats.completion - 1) / time) * 1000;
-      said.push(`${speed.toFixed(speed < 9.95 ? 1 : 0)} tokens/s`);
-    }
+    const speed = speedOf(stats);
+    if (speed) said.push(`${speed.toFixed(speed < 9.95 ? 1 : 0)} tokens/s`);
   }
   if (stats.first_ms !== undefined) said.push(`first after ${seconds(stats.first_ms)}`);
   if (ENDS[finish]) said.push(ENDS[finish]);

@@ -79,6 +79,8 @@ const actions = {
     if (!next) return;
     tree.choose(chat, next);
     await draw();
+    const buttons = $("turns").querySelectorAll(`[data-node="${next.id}"] .others button`);
+    (buttons[step < 0 ? 0 : 1]?.disabled ? buttons[step < 0 ? 1 : 0] : buttons[step < 0 ? 0 : 1])?.focus();
     store.saveChat(chat);
   },
 };
@@ -151,6 +153,7 @@ async function run(node, question, extra) {
   const view = answerView(node);
   $("turns").lastChild.replaceWith(view.turn);
   refresh();
+  if (document.activeElement === document.body && matchMedia("(hover: hover)").matches) $("question").focus();   // its button is gone
   follow(true);
   try { sessionStorage.setItem(CHAT, inside.id); } catch { /* as above */ }
   showChats(inside.id);
@@ -257,7 +260,7 @@ function showCopy(body, media, names) {
   for (const choice of document.querySelectorAll("[name=form]")) choice.onchange = show;
   $("copy-files").hidden = !media.length;
   $("copy-files").replaceChildren("It reads these files from its folder; save those that you do not have:",
-    ...names.map((name, index) => button(name, () => saveFile(name, media[index].blob), "small", `Save ${name}`)));
+    ...names.map((name, index) => button(name, () => saveFile(name, media[index].blob), "mini", `Save ${name}`)));
   $("copy-key").hidden = !apiKey();
   show();
   $("copy").showModal();
@@ -388,9 +391,12 @@ function listen() {
   $("key-form").addEventListener("submit", (event) => { event.preventDefault(); setApiKey($("key").value.trim()); $("key").value = ""; $("key-dialog").close(); });
   for (const close of document.querySelectorAll("[data-close]")) close.addEventListener("click", () => close.closest("dialog").close());
   for (const dialog of document.querySelectorAll("dialog")) dialog.addEventListener("click", (event) => { if (event.target === dialog && dialog.id !== "key-dialog") dialog.close(); });
-  $("scroll").addEventListener("scroll", () => {
+  let top = 0;
+  $("scroll").addEventListener("scroll", () => {   // growing text is no reason to let go, only a user who goes up
     const box = $("scroll");
-    pinned = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+    if (box.scrollHeight - box.scrollTop - box.clientHeight < 60) pinned = true;
+    else if (box.scrollTop < top - 2) pinned = false;
+    top = box.scrollTop;
   });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
