@@ -21,8 +21,9 @@ _MAX_LOOK_UPS = 32  # threads in getaddrinfo at once, those included that were g
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all that is handed out of IPv6
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # NAT64: the IPv4 address is in the last 32 bits
 _COMPATIBLE = ipaddress.ip_network("::/96")  # the same, long out of use, but still understood
-# Public by number, yet the inside of a cloud: Azure's metadata and key host.
-_INSIDE_A_CLOUD = frozenset([ipaddress.ip_address("168.63.129.16")])
+# Public by number, or for some versions of Python: the metadata host of Azure, protocol assignments (with the one of Oracle's
+# cloud in them), relays to IPv6.
+_NOT_PUBLIC = [ipaddress.ip_network(text) for text in ("168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24", "2001::/23")]
 
 
 class ForbiddenAddressError(Exception):
@@ -77,7 +78,7 @@ def is_public(address: str) -> bool:
     ip = _unwrap(ipaddress.ip_address(address.partition("%")[0]))
     if isinstance(ip, ipaddress.IPv6Address) and ip not in _GLOBAL_UNICAST:
         return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved and ip not in _INSIDE_A_CLOUD
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved and not any(ip in network for network in _NOT_PUBLIC)
 
 
 def _unwrap(ip: Address) -> Address:

@@ -251,9 +251,10 @@ def shorten(value: Any, length: int = 80) -> str:
 def _parse(url: str, field: str, base: httpx.URL | None = None) -> httpx.URL:
     try:
         target = httpx.URL(url) if base is None else base.join(url)
+        named = bool(target.host)  # which is decoded only here
     except (httpx.InvalidURL, UnicodeError, ValueError) as error:
         raise MediaError(f"{field} ({shorten(url)}) is not a valid address: {error}; correct it") from error
-    if target.scheme not in ("http", "https") or not target.host:
+    if target.scheme not in ("http", "https") or not named:
         raise MediaError(f"{field} ({shorten(url)}) must begin with http:// or https:// and name a host")
     return target
 

@@ -210,13 +210,21 @@ def names(monkeypatch, addresses):
 PRIVATE = [
     "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
     "255.255.255.255", "::1", "fe80::1", "fe80::1%eth0", "fc00::1", "::", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
-    "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1", "ff02::1",
+    "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1", "ff02::1", "192.0.0.192", "::ffff:192.0.0.192", "192.88.99.1",
+    "198.18.0.1", "192.0.2.1", "240.0.0.1", "100.100.100.200", "64:ff9b:1::7f00:1", "2001:20::1", "fec0::1", "5f00::1",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("address", PRIVATE)
 def test_inner_addresses_are_not_public(address):
     assert not is_public(address)
+
+
+@pytest.mark.parametrize("url", ["http://xn--/", "http://xn--\u00e9/", "https://a.xn--a\u3002b/", "http://[::1", "http://a:b/"])
+def test_addresses_that_are_none(url):
+    """The first was a defect: its host cannot be decoded, which was found out too late."""
+    with pytest.raises(MediaError, match="valid address|must begin with"):
+        fetch(url, 100, FetchLimits(), "picture")
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
