@@ -35,7 +35,7 @@ class EngineConfig:
     host_cache_bytes        second tier: main memory for pages that the KV cache has no room for; 0: none.
     disk_cache_folder       third tier: a folder for pages that come back even after a restart; None: none.
     disk_cache_bytes        size of the third tier at most.
-    overlap                 plan the next step while this one runs; None: on a GPU, where it pays.
+    overlap                 plan the next step while this one runs; None: on a GPU without speculation, where it pays.
     vision_cache_tokens     image and video features kept for reuse, in tokens; 0 keeps none between steps.
     lora_modules            (name, folder) of LoRA adapters to load at the start, as PEFT saves them.
     speculation             guesses of tokens ahead.
@@ -87,6 +87,11 @@ class EngineConfig:
             )
         if self.dtype not in (None, "float32", "bfloat16"):
             raise ConfigError(f"dtype ({self.dtype!r}) must be float32, bfloat16 or left out")
+        if self.overlap and self.speculation.method != "none":
+            raise ConfigError(
+                f"overlap ({self.overlap}) must not be on beside speculation ({self.speculation.method}), which needs the last "
+                "step's tokens before it can guess the next; leave one of them out"
+            )
         if not self.prefix_cache and (self.host_cache_bytes or self.disk_cache_folder is not None):
             raise ConfigError(
                 f"host_cache_bytes ({self.host_cache_bytes}) and disk_cache_folder ({self.disk_cache_folder}) are tiers of the "

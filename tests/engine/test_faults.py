@@ -28,10 +28,9 @@ def fail(*arguments: object) -> None:
 
 
 @pytest.mark.parametrize("logprobs", [None, 1])
-@pytest.mark.parametrize("place", ["execute", "prepare"])
-@pytest.mark.parametrize("moment", range(1, 14))
+@pytest.mark.parametrize("fault", [(place, moment) for place in ("execute", "prepare") for moment in range(1, 14)])
 def test_a_step_planned_ahead_that_fails_loses_no_token(
-    model: ErnieModel, prompts: dict, recomputed: dict, logprobs: int | None, place: str, moment: int,
+    model: ErnieModel, prompts: dict, recomputed: dict, logprobs: int | None, fault: tuple[str, int],
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     """Also not those of the step before it, nor the end of an answer behind which a surplus step was under way."""
@@ -40,8 +39,8 @@ def test_a_step_planned_ahead_that_fails_loses_no_token(
     tokens, reasons, failures = [], [], 0
     for index in range(60):
         with monkeypatch.context() as patch:
-            if index == moment:
-                patch.setattr(llm._runner, place, fail)
+            if index == fault[1]:
+                patch.setattr(llm._runner, fault[0], fail)
             try:
                 events = llm.step()
             except ZeroDivisionError:
