@@ -4,8 +4,9 @@ Knows nothing about logits, requests or HTTP.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from hashlib import sha256
 from threading import Lock
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -15,6 +16,7 @@ from ernie45.config.sampling import Grammar
 from ernie45.processor.tokenizer import Tokenizer
 
 NUM_CACHED = 256
+NUM_CHECKED = 4096
 # Bounds the work on one grammar to about 0.2 s (llguidance's own bound: 1.3 s); 1,000 properties with patterns still fit.
 _LIMITS = LLParserLimits(initial_lexer_fuel=200_000, verbose_errors=False)
 _SHOWN = 300
@@ -50,13 +52,57 @@ class GrammarCompiler:
 
 
 def check_grammar(grammar: Grammar, control_tokens: Sequence[str] = ()) -> None:
-    """RequestError if nothing can match the grammar. Needs no model: the alphabet is bytes and the named control tokens."""
-    _checked(grammar.kind, grammar.text, tuple(control_tokens))
+    """RequestError if nothing can match the grammar. Needs no model: the alphabet is bytes and the named control tokens.
+
+    Takes up to a second for the largest, but only once: the outcome is remembered, also of those that cannot be.
+    """
+    if refusal := _refusal(grammar.kind, grammar.text, tuple(control_tokens)):
+        raise RequestError(refusal)
 
 
-@lru_cache(maxsize=NUM_CACHED)
-def _checked(kind: str, text: str, control_tokens: tuple[str, ...]) -> None:
-    _compile(_byte_tokenizer(control_tokens), Grammar(kind=kind, text=text))  # pyright: ignore[reportArgumentType]
+def is_checked(grammar: Grammar) -> bool:
+    """Whether `check_grammar` would answer at once."""
+    return _refusal.knows(grammar.kind, grammar.text, ())
+
+
+class _Remembered:
+    """Outcomes of a check by digests of what was asked, the last `NUM_CHECKED` of them. Safe to call from several threads."""
+
+    def __init__(self, check: Callable[[str, str, tuple[str, ...]], str | None]) -> None:
+        self._check = check
+        self._known: OrderedDict[bytes, str | None] = OrderedDict()
+        self._lock = Lock()
+
+    def __call__(self, kind: str, text: str, control_tokens: tuple[str, ...]) -> str | None:
+        key = self._key(kind, text, control_tokens)
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+        outcome = self._check(kind, text, control_tokens)
+        with self._lock:
+            self._known[key] = outcome
+            if len(self._known) > NUM_CHECKED:
+                self._known.popitem(last=False)
+        return outcome
+
+    def knows(self, kind: str, text: str, control_tokens: tuple[str, ...]) -> bool:
+        with self._lock:
+            return self._key(kind, text, control_tokens) in self._known
+
+    @staticmethod
+    def _key(*parts: object) -> bytes:
+        return sha256(repr(parts).encode("utf-8", "surrogatepass")).digest()
+
+
+@_Remembered
+def _refusal(kind: str, text: str, control_tokens: tuple[str, ...]) -> str | None:
+    """Why nothing can match; None if something can."""
+    try:
+        _compile(_byte_tokenizer(control_tokens), Grammar(kind=kind, text=text))  # pyright: ignore[reportArgumentType]
+    except RequestError as error:
+        return str(error)
+    return None
 
 
 @lru_cache(maxsize=8)

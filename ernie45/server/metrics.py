@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
@@ -19,7 +20,7 @@ from starlette.routing import Route
 from ernie45.server.auth import ApiKeys, RequireKey
 from ernie45.server.metrics_alias import fastdeploy_families
 from ernie45.server.metrics_engine import EngineSource, EngineTotals
-from ernie45.server.metrics_table import PREFIX, SERVER_METRICS
+from ernie45.server.metrics_table import METRICS, PREFIX, SERVER_METRICS, Metric
 from ernie45.server.timeline import Timeline
 
 _WRAPPERS = {"counter": Counter, "gauge": Gauge}
@@ -64,10 +65,13 @@ class ServerMetrics:
         gauge.set(value)
 
     def follow(self, name: str, read: Callable[[], float]) -> None:
-        """Read a gauge of the server with every scrape."""
-        gauge = self._of[name]
-        assert isinstance(gauge, Gauge), name
-        gauge.set_function(read)
+        """Read a gauge of the server, or a counter that is kept elsewhere, with every scrape."""
+        followed = self._of[name]
+        if isinstance(followed, Gauge):
+            followed.set_function(read)
+        else:
+            self._registry.unregister(self._of.pop(name))
+            self._registry.register(_Followed(METRICS[name], read))
 
     def accepted(self, timeline: Timeline) -> None:
         """The engine has queued an answer."""
@@ -139,6 +143,21 @@ class _Exported(Collector):
         families = [_without_created(family) for family in self._registry.collect()]
         families += self._totals.collect()
         return [*families, *fastdeploy_families(families)]
+
+
+class _Followed(Collector):
+    """A counter that somebody else keeps."""
+
+    def __init__(self, metric: Metric, read: Callable[[], float]) -> None:
+        assert metric.kind == "counter", metric
+        self._metric = metric
+        self._read = read
+
+    def describe(self) -> Iterable[Family]:
+        return [CounterMetricFamily(PREFIX + self._metric.name, self._metric.help)]
+
+    def collect(self) -> Iterable[Family]:
+        return [CounterMetricFamily(PREFIX + self._metric.name, self._metric.help, value=self._read())]
 
 
 def _without_created(family: Family) -> Family:

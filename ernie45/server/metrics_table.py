@@ -64,6 +64,10 @@ SERVER_METRICS = (
            _QUEUE_S),
     Metric("num_requests_active", "gauge", "Requests for an answer that are in the server, media and queue included."),
     Metric("max_num_requests", "gauge", "Requests for an answer that the server takes before it says 429."),
+    Metric("media_cache_num_items", "gauge", "Processed pictures that are kept."),
+    Metric("media_cache_bytes", "gauge", "Bytes of the processed pictures that are kept."),
+    Metric("media_cache_hits", "counter", "Pictures that were sent again and not decoded again."),
+    Metric("media_cache_misses", "counter", "Pictures that were looked up and not kept."),
 )  # fmt: skip
 
 # Told by the engine. Counters go on where they were when the engine is started again.

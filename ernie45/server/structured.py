@@ -8,6 +8,7 @@ commas and colons; white space at will lets a weak model write nothing else.
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 from llguidance import StructTag
@@ -15,7 +16,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from ernie45.config.errors import RequestError
 from ernie45.config.sampling import Grammar
-from ernie45.processor.grammar import check_grammar
+from ernie45.processor.grammar import check_grammar, is_checked
 from ernie45.server.errors import ApiError
 from ernie45.server.protocol.structured import (
     MAX_GRAMMAR_CHARACTERS,
@@ -32,11 +33,15 @@ _ANY_OBJECT = {"type": "object"}
 
 
 class Form(NamedTuple):
-    """What the answer must be. kind: json is a JSON schema, lark a whole grammar. field: where the request says so."""
+    """What the answer must be. kind: json is a JSON schema, lark a whole grammar. field: where the request says so.
+
+    parts: forms in it that are checked before it, so that an error names theirs.
+    """
 
     kind: Literal["json", "regex", "lark"]
     text: str
     field: str
+    parts: tuple["Form", ...] = ()
 
 
 def answer_form(request: StructuredFields) -> Form | None:
@@ -50,12 +55,38 @@ def answer_form(request: StructuredFields) -> Form | None:
     if not forms:
         return None
     [form] = forms
-    _check(form)
+    for each in (*form.parts, form):
+        _check(each)
     return form
+
+
+def unchecked_grammars(request: StructuredFields, functions: Sequence[FunctionDefinition] = ()) -> list[Grammar]:
+    """What has to be compiled to find out whether a request can be followed, and was not yet.
+
+    `answer_form` and `check_functions` take long for these only. Those of a request that is refused for another reason are
+    left out.
+    """
+    try:
+        forms = _forms(request)
+        _check_total(functions)
+    except ApiError:
+        return []
+    forms = [each for form in forms for each in (*form.parts, form)]
+    forms += [Form("json", _parameters(function), "") for function in functions]
+    grammars = [_grammar_of(form) for form in forms if len(form.text) <= MAX_GRAMMAR_CHARACTERS]
+    return [grammar for grammar in grammars if not is_checked(grammar)]
+
+
+def check_grammars(grammars: Sequence[Grammar]) -> None:
+    """Do the work for `unchecked_grammars`; what it finds is remembered and said later."""
+    for each in grammars:
+        with suppress(RequestError):
+            check_grammar(each)
 
 
 def check_functions(functions: Sequence[FunctionDefinition], fields: Sequence[str]) -> None:
     """ApiError (400) for a name that stands twice, or parameters that no object can match. fields: names for messages."""
+    _check_total(functions)
     seen: set[str] = set()
     for function, field in zip(functions, fields, strict=True):
         if function.name in seen:
@@ -162,7 +193,7 @@ def _guided(name: str, value: Any, field: str) -> Form:
 
 
 def _structural(tag: StructuralTag, field: str) -> Form:
-    structures = []
+    structures, parts = [], []
     for index, structure in enumerate(tag.structures):
         place = f"{field}.structures[{index}]"
         trigger = next((text for text in tag.triggers if structure.begin.startswith(text)), None)
@@ -170,9 +201,9 @@ def _structural(tag: StructuralTag, field: str) -> Form:
             rule = f"{place}.begin ({structure.begin[:80]!r}) must begin with one of the triggers; add one"
             raise ApiError(400, rule, param=f"{place}.begin", code="invalid_value")
         schema = _styled(structure.schema_)
-        _check(Form("json", schema, f"{place}.schema"))
+        parts.append(Form("json", schema, f"{place}.schema"))
         structures.append(StructTag(trigger=trigger, begin=structure.begin, grammar=schema, end=structure.end))
-    return Form("lark", StructTag.to_grammar(structures, assume_special=False), field)
+    return Form("lark", StructTag.to_grammar(structures, assume_special=False), field, tuple(parts))
 
 
 def _schema(value: Any, field: str) -> dict[str, Any]:
@@ -203,12 +234,25 @@ def _check(form: Form) -> None:
     if len(form.text) > MAX_GRAMMAR_CHARACTERS:
         rule = f"{form.field} ({len(form.text)} characters) must have at most {MAX_GRAMMAR_CHARACTERS}; make it smaller"
         raise ApiError(400, rule, param=form.field, code="invalid_value")
-    kind: Any = "json_schema" if form.kind == "json" else form.kind
     try:
-        check_grammar(Grammar(kind=kind, text=form.text))
+        check_grammar(_grammar_of(form))
     except RequestError as error:
         reason = str(error).partition("some text can match: ")[2] or str(error)
         raise ApiError(400, f"{form.field} cannot be followed: {reason}", param=form.field, code="invalid_value") from error
+
+
+def _grammar_of(form: Form) -> Grammar:
+    return Grammar(kind="json_schema" if form.kind == "json" else form.kind, text=form.text)
+
+
+def _check_total(functions: Sequence[FunctionDefinition]) -> None:
+    """ApiError (400) for more than one grammar's worth of parameters: the time to check them grows faster than their size."""
+    total = sum(len(_parameters(function)) for function in functions)
+    if total > MAX_GRAMMAR_CHARACTERS:
+        rule = (
+            f"tools (parameters of {total} characters) must have at most {MAX_GRAMMAR_CHARACTERS}; send fewer, or smaller ones"
+        )
+        raise ApiError(400, rule, param="tools", code="invalid_value")
 
 
 def _quoted(text: str) -> str:

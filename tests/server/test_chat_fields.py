@@ -1,5 +1,7 @@
 """The fields of chat requests beyond the first: several answers, log-probabilities, ends, ids, templates, budgets, names."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -138,6 +140,37 @@ def test_tokens_in_one_event(server: Any, engine: Any) -> None:
             assert counts[:-1] == [number] * (len(counts) - 1)
             assert 0 < counts[-1] <= number
             assert sum(counts) - len(text.encode()) == (0 if at_once else 1)  # the fake's end at once has no token
+
+
+def test_texts_do_not_wait_for_grammars(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many grammars that take long come at once, and however they come."""
+    slow, begun = threading.Event(), threading.Semaphore(0)
+
+    def compile_slowly(*_: Any) -> None:
+        begun.release()
+        assert slow.wait(30)
+
+    monkeypatch.setattr("ernie45.processor.grammar._compile", compile_slowly)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"description": "slow"}}}]
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "guided_regex": f"slow{index}"})
+        for index in range(4)
+    ]
+    bodies += [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "tools": tools}),
+        ("/v1/completions", {"prompt": "hi", "guided_regex": "slow5"}),
+        ("/v1/responses", {"input": "hi", "text": {"format": {"type": "json_schema", "name": "slow", "schema": {}}}}),
+    ]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        heavy = [pool.submit(server.client.post, url, json=body) for url, body in bodies]
+        assert begun.acquire(timeout=30)
+        try:
+            for _ in range(3):
+                assert server.answer(enable_thinking=False)["choices"][0]["message"]["content"] == "hello"
+            assert not any(future.done() for future in heavy)
+        finally:
+            slow.set()
+        assert [future.result().status_code for future in heavy] == [200] * len(bodies)
 
 
 def test_usage_in_every_chunk(server: Any) -> None:

@@ -15,7 +15,7 @@ from ernie45.processor.tokenizer import Tokenizer
 from ernie45.server.errors import ApiError
 from ernie45.server.protocol.structured import StructuredFields
 from ernie45.server.protocol.tools import FunctionDefinition
-from ernie45.server.structured import CallRule, answer_form, check_functions, grammar
+from ernie45.server.structured import CallRule, answer_form, check_functions, check_grammars, grammar, unchecked_grammars
 from ernie45.server.tools import CallArguments, CallStart, tool_format
 from ernie45.server.tools.stream import read_calls
 
@@ -119,6 +119,30 @@ def test_refused(request_fields: dict[str, Any], param: str, reason: str) -> Non
 def test_too_large() -> None:
     with pytest.raises(ApiError, match="make it smaller"):
         answer_form(fields(guided_json={"type": "string", "description": "x" * 2**18}))
+
+
+def test_tools_together_are_as_large_as_one_form() -> None:
+    functions = [function(name=f"f{index}", parameters={"description": "x" * 2**15}) for index in range(8)]
+    with pytest.raises(ApiError, match="tools \\(parameters of") as caught:
+        check_functions(functions, ["f"] * 8)
+    assert caught.value.param == "tools"
+    assert unchecked_grammars(fields(), functions) == []  # nothing is compiled for it
+    check_functions(functions[:7], ["f"] * 7)
+
+
+def test_what_is_checked_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what is refused; and all that takes long is known before."""
+    request = fields(structural_tag=TAG | {"structures": [TAG["structures"][0] | {"schema": {"const": "once"}}]})
+    functions = [function(name="f", parameters={"properties": {"once": {"type": "x"}}}), function(name="g")]
+    wanted = unchecked_grammars(request, functions)
+    check_grammars(wanted)
+    assert len(wanted) >= 3
+    monkeypatch.setattr("ernie45.processor.grammar._compile", None)
+    assert unchecked_grammars(request, functions) == []
+    assert answer_form(request) is not None
+    for _ in range(2):
+        with pytest.raises(ApiError, match="cannot be followed"):
+            check_functions(functions, ["f", "g"])
 
 
 def test_lenient_only_where_it_is_not_strict() -> None:

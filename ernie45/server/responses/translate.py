@@ -10,17 +10,19 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ernie45.config.errors import Ernie45Error
+from ernie45.config.sampling import Grammar
 from ernie45.server.endpoint import Endpoint
 from ernie45.server.errors import ApiError, from_user_error
 from ernie45.server.job import ServedModel, Task
 from ernie45.server.media import MediaRequest
 from ernie45.server.protocol import ChatRequest, Message
 from ernie45.server.protocol.responses import FlatJsonSchema, FunctionChoice, FunctionTool, ResponsesRequest
-from ernie45.server.protocol.structured import JsonSchema, JsonSchemaFormat
+from ernie45.server.protocol.structured import JsonSchema, JsonSchemaFormat, StructuredFields
 from ernie45.server.protocol.tools import FunctionDefinition, Tool
 from ernie45.server.responses.conversation import Turn, turns_of, with_instructions
 from ernie45.server.responses.reply import ResponseReply, ResponseTask
 from ernie45.server.responses.store import ResponseStore
+from ernie45.server.structured import unchecked_grammars
 from ernie45.server.translate import media_request, translate
 
 _SAME = ("model", "stream", "temperature", "top_p", "seed", "parallel_tool_calls", "priority", "cache_salt", "user")
@@ -51,6 +53,7 @@ def responses_endpoint(store: ResponseStore) -> Endpoint[ResponsesRequest]:
         translate=partial(translate_response, store=store),
         reply=ResponseReply,
         media=partial(_media, store=store),
+        grammars=_grammars,
     )
 
 
@@ -79,6 +82,11 @@ def _media(request: ResponsesRequest, model: ServedModel, store: ResponseStore) 
         return wanted and replace(wanted, rename=partial(_rename, turns=chat.turns))
     except (ApiError, Ernie45Error) as error:
         raise _renamed(error, chat) from error
+
+
+def _grammars(request: ResponsesRequest) -> list[Grammar]:
+    said = StructuredFields.model_validate({"response_format": _response_format(request)})
+    return unchecked_grammars(said, [_tool(tool).function for tool in request.tools or ()])
 
 
 def _chat(request: ResponsesRequest, model: ServedModel, store: ResponseStore) -> _Chat:
