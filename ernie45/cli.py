@@ -14,6 +14,7 @@ from typing import NoReturn
 from ernie45 import __version__
 from ernie45.commands import chat, convert, demo, evaluate, generate, info, run_batch, serve, train
 from ernie45.config.errors import Ernie45Error
+from ernie45.entrypoints.vllm_flags import VLLM_INSTEAD
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -108,6 +109,8 @@ _SHARED = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbre
 def _refuse_unknown(parser: Parser, command: str, argument: str) -> NoReturn:
     option = argument.split("=")[0]
     known = sorted(parser._option_string_actions) if option.startswith("-") else []
+    if command in ("serve", "run-batch") and option in VLLM_INSTEAD:
+        parser.exit(EXIT_USER_ERROR, f"ernie45 {command}: error: {option} is not for this server; {VLLM_INSTEAD[option]}\n")
     rule = f"option ({option}) is not one of `ernie45 {command}`" if known else f"argument ({argument!r}) is one too many"
     hint = (
         _suggest(option, known, parser.prog)

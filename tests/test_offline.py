@@ -149,3 +149,7 @@ def test_the_name_in_the_package() -> None:
     assert ernie45.LLM is LLM
     with pytest.raises(AttributeError, match="nothing"):
         ernie45.nothing  # noqa: B018
+
+
+def test_what_programs_need_is_in_the_package() -> None:
+    assert {getattr(ernie45, name) for name in ernie45.__all__} >= {LLM, EngineConfig, SamplingParams}

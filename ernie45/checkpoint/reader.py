@@ -18,7 +18,7 @@ from ernie45.checkpoint.folder import ModelFolder, open_folder
 from ernie45.checkpoint.inventory import Inventory
 from ernie45.checkpoint.layouts.table import Slot
 from ernie45.checkpoint.tensor_file import OpenFiles
-from ernie45.config.errors import CheckpointError
+from ernie45.config.errors import CheckpointError, ConfigError
 from ernie45.model.multimodal import ErnieModel
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -36,14 +36,28 @@ def load_model(
     """The model of a folder (any layout) or of `tiny`, as an `ErnieModel` with all parameters read.
 
     dtype: torch.float32 or torch.bfloat16, also by name ("fp32", "bf16"); default: that of the files. Routers and correction
-    biases are fp32 in any case. Memory: the model and a few MB. CheckpointError for anything wrong with the folder.
+    biases are fp32 in any case. Memory: the model and a few MB. CheckpointError for anything wrong with the folder,
+    ConfigError for a device that is not there.
     """
     folder = open_folder(name_or_path)
+    place = _device(device)
     wanted = loaded_dtype(dtype, folder)
     model = ErnieModel(folder.config, dtype=wanted, device="meta")
-    _materialise(model, torch.device(device))
+    _materialise(model, place)
     read_into(folder, stored_tensors(model, folder.parameters))
     return model
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """The device, tried. ConfigError if torch has no such one here."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises differs with device and build
+        why = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        rule = f"device ({str(name)!r}) cannot be used here: {why}; choose cpu, or install a torch that has it"
+        raise ConfigError(rule) from None
+    return device
 
 
 def _materialise(model: nn.Module, device: torch.device) -> None:

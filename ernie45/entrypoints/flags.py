@@ -185,17 +185,18 @@ def or_default(parse: Callable[[str], Any], unset: float) -> Callable[[str], Any
     return check
 
 
-def json_object(text: str) -> Mapping[str, Any]:
+def json_object(text: str, example: str = '{"image": 10}') -> Mapping[str, Any]:
     """A JSON object, e.g. {"image": 10}."""
     try:
         value = json.loads(text)
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"({text!r}) must be a JSON object in quotes, for example '{{\"image\": 10}}'")
+        raise argparse.ArgumentTypeError(f"({text!r}) must be a JSON object in quotes, for example '{example}'")
     return value
 
 
+_SPECULATION_EXAMPLE = '{"method": "ngram", "num_speculative_tokens": 4}'
 # FastDeploy's and vLLM's keys, and ours.
 _SPECULATION_KEYS = {
     "method": "method",
@@ -207,11 +208,13 @@ _SPECULATION_KEYS = {
 
 def speculation(text: str) -> SpeculationConfig:
     """E.g. {"method": "ngram", "num_speculative_tokens": 4}."""
-    given = json_object(text)
+    given = json_object(text, _SPECULATION_EXAMPLE)
     own = {field.name for field in fields(SpeculationConfig)}
     for key in given:
         if key not in _SPECULATION_KEYS and key not in own:
             raise argparse.ArgumentTypeError(f"has the unknown key {key!r}; known are {', '.join(_SPECULATION_KEYS)}")
+    if "method" not in given:
+        raise argparse.ArgumentTypeError(f"({text!r}) must name a method, for example '{_SPECULATION_EXAMPLE}'")
     try:
         return SpeculationConfig(**{_SPECULATION_KEYS.get(key, key): value for key, value in given.items()})
     except ConfigError as error:

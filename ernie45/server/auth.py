@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ernie45.config.errors import ConfigError
 from ernie45.server.errors import ApiError
 
-# Ours, and FastDeploy's: comma lists of keys.
-ENVIRONMENT = ("ERNIE45_API_KEY", "FD_API_KEY")
+# Ours, FastDeploy's and vLLM's: comma lists of keys. A server that moves here with its environment must not stand open.
+ENVIRONMENT = ("ERNIE45_API_KEY", "FD_API_KEY", "VLLM_API_KEY")
 # What needs no key: whether the process lives, and the two pages, which ask for one before they ask for anything else.
 OPEN_PATHS = frozenset({"/health", "/", "/dashboard"})
 OPEN_FOLDER = "/web/"  # scripts and style of the pages

@@ -6,7 +6,8 @@ Knows nothing about the model or the engine.
 import difflib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -19,6 +20,31 @@ from ernie45.server.protocol import ApiRequest
 R = TypeVar("R", bound=ApiRequest)
 
 _MAX_SHOWN = 80
+# A name less like a field than this is no slip of the pen.
+_LIKE_A_SLIP = 0.8
+_NO_BEAMS = "leave it out: there is no beam search"
+# What others call it, or have and this server has not.
+_INSTEAD: Mapping[str, str] = MappingProxyType(
+    {
+        "add_generation_prompt": "leave it out: the answer always begins behind the prompt",
+        "allowed_token_ids": "use guided_choice, guided_regex or logit_bias",
+        "do_sample": "use temperature: 0 takes the likeliest token",
+        "echo": "leave it out, or send a prompt to /v1/completions",
+        "guided_decoding_backend": "leave it out: one library constrains all answers",
+        "include_reasoning": "use enable_thinking: false, or leave it out and read content alone",
+        "length_penalty": _NO_BEAMS,
+        "logits_processors": "use logit_bias, bad_words, penalties or structured outputs",
+        "max_new_tokens": "use max_tokens",
+        "messages": "send messages to /v1/chat/completions",
+        "prompt": "send messages, or send the prompt to /v1/completions",
+        "prompt_logprobs": "leave it out; /v1/completions gives them with echo and logprobs",
+        "thinking": "use enable_thinking",
+        "thinking_budget": "use reasoning_max_tokens",
+        "thinking_token_budget": "use reasoning_max_tokens",
+        "truncate_prompt_tokens": "leave it out: a prompt that is too long is refused",
+        "use_beam_search": _NO_BEAMS,
+    }
+)
 # More than any request means, and few enough that a body of the largest size cannot take gigabytes or minutes.
 _MAX_CONTAINERS = 2**19
 _MAX_VALUES = 2**23
@@ -147,8 +173,9 @@ def _api_error(
 
 def _unknown_field(field: str, model: type[ApiRequest]) -> ApiError:
     parent, _, name = field.rpartition(".")
-    near = difflib.get_close_matches(name, model.model_fields, n=1) if not parent else []
-    way_out = f"did you mean {near[0]}?" if near else "leave it out"
+    near = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=_LIKE_A_SLIP) if not parent else []
+    way_out = _INSTEAD.get(name, "") if not parent else ""
+    way_out = way_out or (f"did you mean {near[0]}?" if near else "leave it out")
     return ApiError(400, f"{field} is not a field of this request; {way_out}", param=field, code="unknown_parameter")
 
 

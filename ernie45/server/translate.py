@@ -246,7 +246,8 @@ def _check_messages(messages: Sequence[Message], model: ServedModel) -> None:
             source = None if part.type == "text" else part.image_url if part.type == "image_url" else part.video_url
             if source is not None and not is_url(source.url):
                 field = f"messages[{index}].content[{number}].{part.type}.url"
-                raise RequestError(f"{field} ({source.url[:80]!r}) must begin with data:, http:// or https://; send a data URL")
+                rule = "must begin with data:, http:// or https://; send a data URL (file:// needs --allowed-media-folder)"
+                raise RequestError(f"{field} ({source.url[:80]!r}) {rule}")
 
 
 def _check_size(messages: Sequence[Message], max_model_len: int) -> None:

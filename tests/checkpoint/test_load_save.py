@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ernie45.checkpoint import load_model, read_config, save_model
-from ernie45.config.errors import CheckpointError, StorageError
+from ernie45.config.errors import CheckpointError, ConfigError, StorageError
 from ernie45.config.inputs import MediaItem, ModelInput
 from ernie45.model.batch import pack
 from ernie45.model.multimodal import ErnieModel
@@ -241,3 +241,9 @@ def test_peak_memory_is_the_model_and_one_tensor(theirs: Callable, tmp_path: Pat
     peak, size = map(int, done.stdout.split())
     assert size > 80_000_000, "large enough to stand out of the noise"
     assert size * 0.9 < peak < size + largest / 2, (peak, size, largest)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:63"])
+def test_a_device_that_is_not_there(device: str) -> None:
+    with pytest.raises(ConfigError, match=rf"device \('{device}'\) cannot be used here: .*; choose cpu"):
+        load_model("tiny", device=device)

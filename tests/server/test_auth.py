@@ -40,10 +40,10 @@ def test_a_key_is_in_no_repr() -> None:
 def test_all_sources_together(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# for the evaluation\nfrom-file\n\n  second-from-file  \n")
-    environ = {"ERNIE45_API_KEY": "ours,ours-too", "FD_API_KEY": " theirs ", "OTHER": "x"}
+    environ = {"ERNIE45_API_KEY": "ours,ours-too", "FD_API_KEY": " theirs ", "VLLM_API_KEY": "vllm", "OTHER": "x"}
     keys = load_keys(["flag", "flag-too"], file, environ)
-    assert len(keys) == 7
-    for key in ("flag", "flag-too", "from-file", "second-from-file", "ours", "ours-too", "theirs"):
+    assert len(keys) == 8
+    for key in ("flag", "flag-too", "from-file", "second-from-file", "ours", "ours-too", "theirs", "vllm"):
         assert keys.accept(f"Bearer {key}"), key
     assert not keys.accept("Bearer # for the evaluation")
     assert len(load_keys([], None, {"ERNIE45_API_KEY": ""})) == 0

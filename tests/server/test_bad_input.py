@@ -119,6 +119,20 @@ def test_a_misspelt_field_gets_a_hint(server: Any) -> None:
     check_error(server.chat(max_token=3), 400, "max_token is not a field", "did you mean max_tokens?")
 
 
+@pytest.mark.parametrize(
+    ("field", "way_out"),
+    [
+        ("thinking_token_budget", "use reasoning_max_tokens"),
+        ("max_new_tokens", "use max_tokens"),
+        ("prompt", "send the prompt to /v1/completions"),
+        ("truncate_prompt_tokens", "leave it out: a prompt that is too long is refused"),
+        ("vllm_xargs", "; leave it out"),
+    ],
+)
+def test_fields_of_others_get_what_to_use_instead(server: Any, field: str, way_out: str) -> None:
+    check_error(server.chat(**{field: 1}), 400, f"{field} is not a field", way_out)
+
+
 def url_part(url: str, kind: str = "image_url") -> list[dict[str, Any]]:
     return [{"type": kind, kind: {"url": url}}]
 
