@@ -37,7 +37,10 @@ SIDEWAYS = {
 
 # Folders and files (without .py) that never name these packages, not even inside a function.
 BANNED = {
-    "torch": ["config", "processor", "commands", "cli", "engine/scheduler", "engine/pages", "engine/prefix_cache"],
+    "torch": [
+        *("config", "processor", "commands", "cli"),
+        *(f"engine/{name}" for name in ("scheduler", "chunks", "pages", "prefix_cache", "tiers")),
+    ],
     "torch.distributed": ["config", "ops", "model", "checkpoint", "processor"],
     "transformers": [name for name in LAYERS if name not in ("hf", "bench")],
     "fastapi": [name for name in LAYERS if name not in ("server", "entrypoints")],
