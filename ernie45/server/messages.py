@@ -16,8 +16,8 @@ FinishReason = Literal["stop", "length"]
 class Generate:
     """To the engine: begin a request. Its id must be unused.
 
-    priority    requests of a lower number go first, and take the place of running ones; equal ones in order of arrival. One less
-                is worth a minute of waiting, so that others do not wait for ever.
+    priority    requests of a lower number go first, and take the place of running ones; equal ones in order of arrival. One
+                less is worth a minute of waiting, so that others do not wait for ever.
     adapter     name of a LoRA adapter that the engine has loaded; None: the model itself.
     cache_salt  requests share cached pages and vision features only with requests of the same salt.
     """
