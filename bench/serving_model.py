@@ -5,7 +5,6 @@ Knows nothing about servers.
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,10 @@ def make_folder(folder: Path, dtype: torch.dtype, config: ModelConfig | None = N
     config, source = config or serving_config(), Path(resolve_model("tiny"))
     torch.manual_seed(0)
     save_model(ErnieModel(config, dtype=dtype), folder, layout="native")
-    shutil.copy(source / "chat_template.jinja", folder)
+    # transformers renames the parts of a message before its template sees them.
+    template = (source / "chat_template.jinja").read_text(encoding="utf-8")
+    template = template.replace("part.type == 'image_url'", "part.type in ('image', 'image_url')")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     pictures: dict[str, Any] = _read(source / "preprocessor_config.json")
     pictures |= {"image_max_pixels": MAX_PIXELS, "size": pictures["size"] | {"longest_edge": MAX_PIXELS}}
     _write(folder / "preprocessor_config.json", pictures)

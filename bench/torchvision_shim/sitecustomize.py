@@ -58,6 +58,8 @@ class _BeforeTorchvision(importlib.abc.MetaPathFinder):
     def _define_operators(self):
         import torch
 
+        if hasattr(sys, "_torchvision_library"):
+            return  # whoever asks whether torchvision is there looks for it too
         library = torch.library.Library("torchvision", "FRAGMENT")
         for name in _OPERATORS:
             if not hasattr(torch.ops.torchvision, name):

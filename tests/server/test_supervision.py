@@ -215,6 +215,18 @@ def test_a_later_start_that_fails_is_tried_again_with_longer_waits(tmp_path: Pat
     run(test, lambda: Started("only once", device=str(tmp_path / "loaded")))
 
 
+def test_an_engine_keeps_few_compiled_shapes_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+
+    async def test(it: Started) -> None:
+        await it.ready()
+        found = psutil.Process(it.pid).environ()
+        assert (found["LRU_CACHE_CAPACITY"], found["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == ("128", "7")
+
+    run(test, Started)
+
+
 @pytest.mark.parametrize("folder", ["good", "never loads"])
 def test_stop_leaves_no_process(folder: str) -> None:
     async def test(it: Started) -> None:
