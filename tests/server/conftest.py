@@ -359,10 +359,13 @@ def open_chat(browser: Browser, samples: None) -> Iterator[Callable[..., Page]]:
 
     before: JavaScript that runs first. Other options are those of a browser context.
     """
-    contexts, faults, asked = [], [], []
+    contexts: list[Any] = []
+    faults: list[str] = []
+    asked: list[tuple[str, str]] = []
 
     def open_one(url: str, before: str = "", **options: Any) -> Page:
-        contexts.append(browser.new_context(**{"viewport": {"width": 1000, "height": 800}} | options))
+        options.setdefault("viewport", {"width": 1000, "height": 800})
+        contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
         page.set_default_timeout(10_000)
         page.on("pageerror", lambda error: faults.append(str(error)))

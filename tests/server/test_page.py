@@ -298,19 +298,20 @@ def test_everything_has_a_name(page: Page) -> None:
     assert page.locator("html").get_attribute("lang") == "en"
 
 
-@pytest.mark.parametrize("width", [360, 390, 1280])
-def test_fits_the_width(page: Page, engine: Any, width: int, png: bytes) -> None:
-    page.set_viewport_size({"width": width, "height": 700})
-    engine.say("w" * 150 + "</think>" + "x" * 200)
+def test_fits_every_width(page: Page, engine: Any, png: bytes) -> None:
+    engine.say("w" * 150 + "</think>" + "x" * 200 + "\n\n```\n" + "c" * 99 + "\n```\n\n|a|" + "t" * 99 + "|\n|-|-|")
     page.set_input_files("#files", [{"name": f"{n}.png", "mimeType": "image/png", "buffer": png} for n in range(8)])
     expect(page.locator("#attached img")).to_have_count(8)
     done(ask(page, "y" * 200))
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    box = page.locator("#go").bounding_box()
-    assert box is not None
-    assert box["x"] + box["width"] <= width
-    assert box["y"] + box["height"] <= 700
-    assert min(box["width"], box["height"]) >= 36
+    for width in (320, 360, 390, 768, 1280, 1920):
+        page.set_viewport_size({"width": width, "height": 700})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("(e => e.scrollWidth <= e.clientWidth)(document.getElementById('scroll'))"), width
+        box = page.locator("#go").bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= width
+        assert box["y"] + box["height"] <= 700
+        assert min(box["width"], box["height"]) >= 36
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

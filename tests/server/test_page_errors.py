@@ -161,3 +161,17 @@ def test_other_errors(page: Page, engine: Any, status: int, body: str) -> None:
     error_of(page).get_by_role("button", name="Try again").click()
     done(page.get_by_role("article", name="Answer"))
     expect(page.locator("#turns article")).to_have_count(2)
+
+
+def test_a_question_while_the_model_is_loading(open_chat: Any, start: Any, new_engine: Any) -> None:
+    new_engine.loaded.clear()
+    server = start(new_engine).wait("loading")
+    page = open_chat(server.url)
+    expect(page.locator("#model")).to_have_text("loading the model")
+    new_engine.say("x</think>yes")
+    answer = ask(page, "already?")
+    expect(error_of(page)).to_contain_text("loaded")
+    new_engine.loaded.set()
+    done(answer)
+    expect(answer.locator(".answer")).to_have_text("yes")
+    expect(page.locator("#model.ready")).to_have_text("fake")

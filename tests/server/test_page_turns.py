@@ -77,6 +77,25 @@ def test_delete_a_turn_and_undo(page: Page, engine: Any, processor: Any) -> None
     expect(page.locator("#turns article")).to_have_count(6)
 
 
+PICTURES_KEPT = """() => new Promise((resolve) => { const open = indexedDB.open("ernie45-chats");
+    open.onsuccess = () => { const count = open.result.transaction("media").objectStore("media").count();
+        count.onsuccess = () => resolve(count.result); }; })"""
+
+
+def test_pictures_of_a_deleted_turn_do_not_stay(page: Page, engine: Any, png: bytes) -> None:
+    asked_and_done(page, "one")
+    page.set_input_files("#files", {"name": "a.png", "mimeType": "image/png", "buffer": png})
+    asked_and_done(page, "two")
+    last = page.get_by_role("article", name="You").last
+    last.hover()
+    last.get_by_role("button", name="Delete this question and its answer").click()
+    expect(page.locator("#turns article")).to_have_count(2)
+    assert page.evaluate(PICTURES_KEPT) == 1
+    page.reload()
+    expect(page.locator("#turns article")).to_have_count(2)
+    assert page.evaluate(PICTURES_KEPT) == 0
+
+
 def test_stopping_frees_the_engine_and_the_answer_can_go_on(page: Page, engine: Any, until: Any, processor: Any) -> None:
     engine.say("on and on ", ends=False)
     engine.step_s = 0.01

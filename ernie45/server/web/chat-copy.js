@@ -2,7 +2,8 @@
 //
 // Pictures are not written out: both read them from files of the names given, in the folder they run in.
 import { apiKey } from "./chat-api.js";
-import { newId } from "./chat-dom.js";
+import { $, button, copyText, newId, saveFile } from "./chat-dom.js";
+import { mediaPartOf } from "./chat-media.js";
 
 const OPENAI_NAMES = ["model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "seed", "frequency_penalty",
   "presence_penalty", "stop", "response_format"];
@@ -11,7 +12,7 @@ const MARK = newId();   // nobody writes it by chance or on purpose
 const DATA = new RegExp(`^${MARK}:([\\w/+.-]+):([^"]+)$`);
 
 /** File names for pictures: as they came, without what a shell or a file system could misread; no two alike. */
-export function fileNames(media) {
+function fileNames(media) {
   const taken = new Set();
   return media.map((item, index) => {
     const plain = item.name.normalize("NFC").replace(/[^\p{L}\p{N}._-]+/gu, "_").replace(/^[._-]+/, "").slice(-80) || `picture-${index + 1}`;
@@ -23,9 +24,9 @@ export function fileNames(media) {
 }
 
 /** Stands for the data URL of a file in a body that `asCurl` and `asPython` get. */
-export const placeholder = (type, name) => `${MARK}:${type}:${name}`;
+const placeholder = (type, name) => `${MARK}:${type}:${name}`;
 
-export function asCurl(body) {
+function asCurl(body) {
   // Over standard input, as a command line holds no picture. In the text, $, ` and \ are the shell's, and ! where it is used by hand.
   const text = JSON.stringify(body, null, 2).replace(/!(?=[^\s="(])/g, "\\u0021").replace(/[\\$`]/g, "\\$&");
   const filled = text.replace(new RegExp(`"${MARK}:([\\w/+.-]+):([^"]+)"`, "g"), (_, type, name) => `"data:${type};base64,$(base64 < '${name}' | tr -d '\\n')"`);
@@ -33,7 +34,7 @@ export function asCurl(body) {
   return `curl --no-buffer ${address("v1/chat/completions")} \\\n  -H 'Content-Type: application/json'${key} \\\n  --data-binary @- <<END\n${filled}\nEND\n`;
 }
 
-export function asPython(body) {
+function asPython(body) {
   const own = Object.fromEntries(Object.entries(body).filter(([name]) => !OPENAI_NAMES.includes(name)));
   const fields = Object.entries(body).filter(([name]) => OPENAI_NAMES.includes(name));
   const files = JSON.stringify(body).includes(MARK);
@@ -74,3 +75,19 @@ function python(value, depth = 0) {
 
 // JSON's escapes are Python's, but for characters that JSON writes as halves of a pair and those that end a line.
 function quoted(text) { return JSON.stringify(text).replace(/[\u007f-\u009f\u2028\u2029]/g, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`); }
+
+/** Shows the dialog. bodyOf(messages): the request; `messages` have { media } in place of pictures, which are those of `media`. */
+export function open(bodyOf, messages, media) {
+  const names = fileNames(media);
+  const named = ({ media: item, ...part }) => (item ? mediaPartOf(item, placeholder(item.type, names[media.indexOf(item)])) : part);
+  const body = bodyOf(messages.map((message) => (typeof message.content === "string" ? message : { ...message, content: message.content.map(named) })));
+  const show = () => { $("copy-text").textContent = document.querySelector("[name=form]:checked").value === "curl" ? asCurl(body) : asPython(body); };
+  for (const choice of document.querySelectorAll("[name=form]")) choice.onchange = show;
+  $("copy-go").onclick = () => copyText($("copy-text").textContent, $("copy-go"));
+  $("copy-files").hidden = !media.length;
+  $("copy-files").replaceChildren("It reads these files from its folder; save those that you do not have:",
+    ...names.map((name, index) => button(name, () => saveFile(name, media[index].blob), "mini", `Save ${name}`)));
+  $("copy-key").hidden = !apiKey();
+  show();
+  $("copy").showModal();
+}

@@ -1,5 +1,5 @@
 // Pictures and videos on their way into a message. Knows nothing about conversations.
-import { make } from "./chat-dom.js";
+import { $, make } from "./chat-dom.js";
 
 export const MAX_BYTES = { image: 20 * 2 ** 20, video: 40 * 2 ** 20 };
 export const MAX_NUMBER = { image: 100, video: 10 };   // the server's own limits, unless it is told others
@@ -42,6 +42,11 @@ export async function checkedFile(file, name = file.name || "picture") {
   return { name, type: found.type, blob: file.slice(0, file.size, found.type) };
 }
 
+/** The part of a message that shows it. */
+export function mediaPartOf({ type }, url) {
+  return isVideo(type) ? { type: "video_url", video_url: { url } } : { type: "image_url", image_url: { url } };
+}
+
 const addresses = new Map();   // blob -> address, until the chat is left
 export function addressOf(blob) {
   if (!addresses.has(blob)) addresses.set(blob, URL.createObjectURL(blob));
@@ -74,4 +79,22 @@ export function picture(address, name) {
   image.onload = () => image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) < 200);
   image.src = address;
   return image;
+}
+
+/** act(files): called with what is pasted or dropped anywhere on the page. */
+export function listenForFiles(act) {
+  let depth = 0;
+  const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
+  document.addEventListener("paste", (event) => {
+    const files = [...event.clipboardData.files];
+    if (files.length && !document.querySelector("dialog[open]")) { event.preventDefault(); act(files); }
+  });
+  document.addEventListener("dragenter", (event) => { if (carriesFiles(event)) { depth += 1; $("drop").hidden = false; } });
+  document.addEventListener("dragleave", (event) => { if (carriesFiles(event) && --depth <= 0) { depth = 0; $("drop").hidden = true; } });
+  document.addEventListener("dragover", (event) => { if (carriesFiles(event)) event.preventDefault(); });
+  document.addEventListener("drop", (event) => {
+    depth = 0;
+    $("drop").hidden = true;
+    if (carriesFiles(event)) { event.preventDefault(); act([...event.dataTransfer.files]); }
+  });
 }

@@ -2,7 +2,7 @@
 // Knows nothing about conversations.
 import { $, make, remembered } from "./chat-dom.js";
 
-const STORED = "ernie45.settings";
+const STORED = "ernie45.settings", THEME = "ernie45.theme";
 const WHOLE = { step: 1, max: 2 ** 31 - 1 };
 // name, kind, what it says, limits, placeholder. The limits are those of the API.
 const FIELDS = [
@@ -37,6 +37,8 @@ export function openSettings(onChange) {
     for (const [name] of FIELDS) if (typeof stored?.[name] === "string") values[name] = stored[name];
   } catch { /* not ours: begin anew */ }
   $("fields").replaceChildren(...FIELDS.map(([name]) => row(name)));
+  $("theme").addEventListener("click", nextTheme);
+  showTheme();
   $("settings-reset").addEventListener("click", () => { values = {}; show(); keep(); });
   show();
 }
@@ -136,4 +138,17 @@ export function requestBody(messages, extra = {}) {
   if (form === "json_object") body.response_format = { type: form };
   if (form === "json_schema") body.response_format = { type: form, json_schema: { name: "answer", schema: JSON.parse(get("json_schema")) } };
   return { ...body, ...extra };
+}
+
+/* ---- light and dark, which are no field of the API ---- */
+function nextTheme() {
+  const order = ["", "light", "dark"], now = order.indexOf(remembered.get(THEME) ?? ""), next = order[(now + 1) % 3];
+  remembered.set(THEME, next);
+  dispatchEvent(new Event("ernie45-theme"));
+  showTheme();
+}
+function showTheme() {
+  const name = { light: "light", dark: "dark" }[remembered.get(THEME)] ?? "as the system";
+  $("theme").title = `Colours: ${name}`;
+  $("theme").setAttribute("aria-label", `Colours: ${name}`);
 }

@@ -33,7 +33,15 @@ export async function openStore(onTrouble) {
     database = await Promise.race([done(request), new Promise((_, reject) => setTimeout(() => reject(new Error("no answer")), 4000))]);
     database.onversionchange = () => { database.close(); database = null; };
     for (const value of await all("chats")) { const chat = checked(value); if (chat) memory.chats.set(chat.id, chat); }
+    await sweep();
   } catch { lost(); }
+}
+
+/** Pictures of messages that were deleted go when it can no longer be undone. Chats are always written before their pictures. */
+async function sweep() {
+  const shown = new Set([...memory.chats.values()].flatMap((chat) => Object.values(chat.nodes)).flatMap((node) => node.media ?? []));
+  const gone = (await done(database.transaction("media").objectStore("media").getAllKeys())).filter((id) => !shown.has(id));
+  if (gone.length) await write("media", (store) => gone.forEach((id) => store.delete(id)));
 }
 
 function lost() {
@@ -148,16 +156,17 @@ export async function importChats(file, kindOf) {
   const found = data.chats.map(checked).filter(Boolean).slice(0, MAX_CHATS);
   if (!found.length) throw new Error(`${file.name} has no chats in it.`);
   for (const chat of found) {
+    const pictures = [];
     chat.id = newId();
     for (const node of Object.values(chat.nodes)) {
       const ids = [];
       for (const old of node.media ?? []) {
         const media = await decoded(data.media?.[old], kindOf);
-        if (media) { ids.push(media.id = newId()); media.chat = chat.id; await saveMedia(media); }
+        if (media) { ids.push(media.id = newId()); media.chat = chat.id; pictures.push(media); }
       }
       if (node.media) node.media = ids;
     }
-    await saveChat(chat);
+    await Promise.all([saveChat(chat), ...pictures.map(saveMedia)]);
   }
   return found.length;
 }

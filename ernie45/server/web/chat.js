@@ -2,15 +2,15 @@
 import { apiKey, call, serverState, setApiKey } from "./chat-api.js";
 import { answer, tokensOf } from "./chat-ask.js";
 import * as copying from "./chat-copy.js";
-import { $, button, icon, make, newId, notice, remembered, copyText, saveFile } from "./chat-dom.js";
-import { MAX_NUMBER, checkedFile, isVideo, kindOf, picture, releaseAddresses, view as mediaView } from "./chat-media.js";
+import { $, button, icon, make, newId, notice } from "./chat-dom.js";
+import { MAX_NUMBER, checkedFile, isVideo, kindOf, listenForFiles, mediaPartOf, picture, releaseAddresses, view as mediaView } from "./chat-media.js";
 import * as settings from "./chat-settings.js";
 import { openSide, showChats, sideNote } from "./chat-side.js";
 import * as store from "./chat-store.js";
 import * as tree from "./chat-tree.js";
 import { AnswerView, userTurn } from "./chat-turns.js";
 
-const CHAT = "ernie45.chat", THEME = "ernie45.theme", SHOWN = 40;
+const CHAT = "ernie45.chat", SHOWN = 40;
 let chat = store.newChat();
 let attached = [];      // {name, type, blob} of pictures not sent yet
 let running = null;     // {controller, ended} of the answer under way
@@ -195,8 +195,7 @@ async function editRefused(inside, question) {
 async function mediaPart(id) {
   const media = await store.readMedia(id);
   if (!media) return null;
-  const url = `data:${media.type};base64,${await store.base64Of(media.blob)}`;
-  return isVideo(media.type) ? { type: "video_url", video_url: { url } } : { type: "image_url", image_url: { url } };
+  return mediaPartOf(media, `data:${media.type};base64,${await store.base64Of(media.blob)}`);
 }
 
 async function stop() {
@@ -226,44 +225,21 @@ function askKey() {
   return keyAsked;
 }
 
-/* ---- copy as ---- */
 /** What Send would send now; with an empty field, what was sent last. */
 async function openCopy() {
   const problem = settings.firstProblem();
   if (problem) { notice(`${problem}.`, { action: "Settings", act: openSettings }); return; }
   const text = $("question").value.trim(), media = [];
-  const part = (item) => { media.push(item); return { media: item }; };
-  let question = tree.path(chat).filter((node) => node.role === "user").at(-1) ?? null, messages;
-  if (text || attached.length || !question) {
-    const draft = { id: "", parent: editing ? editing.parent : chat.leaf, role: "user", text: text || (attached.length ? "" : "Hello"), media: attached };
-    messages = await tree.messagesFor(chat, draft, async (item) => part(item.blob ? item : await store.readMedia(item)));
-  } else {
-    messages = await tree.messagesFor(chat, question, async (id) => { const item = await store.readMedia(id); return item && part(item); });
-  }
-  const names = copying.fileNames(media);
-  for (const message of messages) {
-    if (typeof message.content === "string") continue;
-    message.content = message.content.map((item) => {
-      if (!item.media) return item;
-      const url = copying.placeholder(item.media.type, names[media.indexOf(item.media)]);
-      return isVideo(item.media.type) ? { type: "video_url", video_url: { url } } : { type: "image_url", image_url: { url } };
-    });
-  }
-  showCopy(settings.requestBody(messages), media, names);
-}
-
-function showCopy(body, media, names) {
-  const show = () => {
-    const form = document.querySelector("[name=form]:checked").value;
-    $("copy-text").textContent = form === "curl" ? copying.asCurl(body) : copying.asPython(body);
+  const part = async (item) => {   // of a draft the pictures themselves, else their ids
+    const found = item.blob ? item : await store.readMedia(item);
+    return found && { media: media[media.push(found) - 1] };
   };
-  for (const choice of document.querySelectorAll("[name=form]")) choice.onchange = show;
-  $("copy-files").hidden = !media.length;
-  $("copy-files").replaceChildren("It reads these files from its folder; save those that you do not have:",
-    ...names.map((name, index) => button(name, () => saveFile(name, media[index].blob), "mini", `Save ${name}`)));
-  $("copy-key").hidden = !apiKey();
-  show();
-  $("copy").showModal();
+  let question = tree.path(chat).filter((node) => node.role === "user").at(-1);
+  if (text || attached.length || !question) {
+    question = { parent: editing ? editing.parent : chat.leaf, role: "user", text: text || (attached.length ? "" : "Hello"), media: attached };
+  }
+  const messages = await tree.messagesFor(chat, question, part);
+  copying.open((named) => settings.requestBody(named), messages, media);
 }
 
 /* ---- pictures ---- */
@@ -354,18 +330,6 @@ function settingsChanged() {
   $("settings-open").setAttribute("aria-label", number ? `Settings, ${number} changed` : "Settings");
 }
 
-function nextTheme() {
-  const order = ["", "light", "dark"], now = order.indexOf(remembered.get(THEME) ?? ""), next = order[(now + 1) % 3];
-  remembered.set(THEME, next);
-  dispatchEvent(new Event("ernie45-theme"));
-  showTheme();
-}
-function showTheme() {
-  const name = { light: "light", dark: "dark" }[remembered.get(THEME)] ?? "as the system";
-  $("theme").title = `Colours: ${name}`;
-  $("theme").setAttribute("aria-label", `Colours: ${name}`);
-}
-
 function listen() {
   $("composer").addEventListener("submit", (event) => { event.preventDefault(); if (running) stop(); else submit(); });
   $("question").addEventListener("input", fit);
@@ -384,9 +348,7 @@ function listen() {
   $("edit-cancel").addEventListener("click", () => { setEditing(null); compose("", []); });
   $("thinking").addEventListener("change", () => settings.set("enable_thinking", $("thinking").checked ? "" : "false"));
   $("settings-open").addEventListener("click", openSettings);
-  $("theme").addEventListener("click", nextTheme);
   $("copy-as").addEventListener("click", openCopy);
-  $("copy-go").addEventListener("click", () => copyText($("copy-text").textContent, $("copy-go")));
   $("unlock").addEventListener("click", askKey);
   $("key-form").addEventListener("submit", (event) => { event.preventDefault(); setApiKey($("key").value.trim()); $("key").value = ""; $("key-dialog").close(); });
   for (const close of document.querySelectorAll("[data-close]")) close.addEventListener("click", () => close.closest("dialog").close());
@@ -402,24 +364,7 @@ function listen() {
     if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
     if (running) stop(); else if (editing) { setEditing(null); compose("", []); }
   });
-  listenForFiles();
-}
-
-function listenForFiles() {
-  let depth = 0;
-  const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
-  document.addEventListener("paste", (event) => {
-    const files = [...event.clipboardData.files];
-    if (files.length && !document.querySelector("dialog[open]")) { event.preventDefault(); attach(files); }
-  });
-  document.addEventListener("dragenter", (event) => { if (carriesFiles(event)) { depth += 1; $("drop").hidden = false; } });
-  document.addEventListener("dragleave", (event) => { if (carriesFiles(event) && --depth <= 0) { depth = 0; $("drop").hidden = true; } });
-  document.addEventListener("dragover", (event) => { if (carriesFiles(event)) event.preventDefault(); });
-  document.addEventListener("drop", (event) => {
-    depth = 0;
-    $("drop").hidden = true;
-    if (carriesFiles(event)) { event.preventDefault(); attach([...event.dataTransfer.files]); $("question").focus(); }
-  });
+  listenForFiles((files) => { attach(files); $("question").focus(); });
 }
 
 /* ---- the server's state ---- */
@@ -445,7 +390,6 @@ async function begin() {
   listen();
   settings.openSettings(settingsChanged);
   settingsChanged();
-  showTheme();
   refresh();
   watch();
   openSide({ open: openChat, left: () => openChat(null), say: notice, kindOf });
