@@ -17,6 +17,7 @@ import httpx
 
 from ernie45.config.errors import MediaAccessError, MediaError, MediaSizeError, MediaTimeoutError
 from ernie45.processor.addresses import AddressRules, ForbiddenAddressError, Resolver
+from ernie45.processor.byte_budget import ByteBudget, ByteShare
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _HEADERS = [("User-Agent", "ernie45"), ("Accept", "image/*, video/*, */*;q=0.5"), ("Accept-Encoding", "identity")]
@@ -36,6 +37,7 @@ class FetchLimits:
     allow_private_addresses  reach loopback, private, link-local and other addresses that are not of the public internet.
     allowed_hosts       names, addresses and networks (10.1.0.0/16) that may be reached although they are not public.
     max_connections, max_connections_per_host  at once; a host that never answers so holds up its own pictures first.
+    max_bytes_in_flight  of all bodies that are being read or not used yet; the next one waits.
     """
 
     connect_seconds: float = 5.0
@@ -45,6 +47,7 @@ class FetchLimits:
     allowed_hosts: tuple[str, ...] = ()
     max_connections: int = 64
     max_connections_per_host: int = 8
+    max_bytes_in_flight: int = 2**30
 
 
 def fetch(url: str, max_bytes: int, limits: FetchLimits, field: str = "url") -> bytes:
@@ -101,20 +104,44 @@ class Fetcher:
         )
         self._free = asyncio.Semaphore(limits.max_connections)
         self._free_of_host: dict[bytes, tuple[asyncio.Semaphore, list[None]]] = {}
+        self._budget = ByteBudget(limits.max_bytes_in_flight)
 
     async def fetch(self, url: str, max_bytes: int, field: str = "url", sniff: Sniff | None = None) -> bytes:
         """The body of an http(s) resource. MediaError names the limit that was hit.
 
         sniff: gets the first bytes as soon as they are there and raises if they cannot be what was asked for.
         """
+        async with self.fetched(url, max_bytes, field, sniff) as body:
+            return body
+
+    @asynccontextmanager
+    async def fetched(self, url: str, max_bytes: int, field: str = "url", sniff: Sniff | None = None) -> AsyncIterator[bytes]:
+        """The same for a caller who keeps the body for a while: it counts as in flight until the end of the block."""
         target = _parse(url, field)
-        seconds = self._limits.total_seconds
-        transfer = _Transfer(self._pool, self._limits, max_bytes, field, sniff)
+        share = ByteShare(self._budget)
+        transfer = _Transfer(self._pool, self._limits, max_bytes, field, sniff, share)
         try:
             async with self._slot(target.raw_host, url, field):
-                return await asyncio.wait_for(transfer.run(target), seconds)
-        except asyncio.TimeoutError as error:
-            raise transfer.too_late(url) from error
+                body = await self._in_time(transfer, target, share)
+            yield body
+        finally:
+            share.give_back()
+
+    async def _in_time(self, transfer: "_Transfer", target: httpx.URL, share: ByteShare) -> bytes:
+        """The body. The time in which a download had to wait for others is not its own."""
+        loop = asyncio.get_running_loop()
+        start, task = loop.time(), asyncio.ensure_future(transfer.run(target))
+        try:
+            while not task.done():
+                left = self._limits.total_seconds - (loop.time() - start - share.waited_s)
+                if left <= 0:
+                    raise transfer.too_late(target)
+                await asyncio.wait({task}, timeout=left)
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -153,9 +180,16 @@ class _Transfer:
     """One download, from the first address to the body behind the last redirect."""
 
     def __init__(
-        self, pool: httpcore.AsyncConnectionPool, limits: FetchLimits, max_bytes: int, field: str, sniff: Sniff | None
+        self,
+        pool: httpcore.AsyncConnectionPool,
+        limits: FetchLimits,
+        max_bytes: int,
+        field: str,
+        sniff: Sniff | None,
+        share: ByteShare,
     ) -> None:
         self._pool = pool
+        self._share = share
         self._limits = limits
         self._max_bytes = max_bytes
         self._field = field
@@ -219,6 +253,8 @@ class _Transfer:
         )
         if length.isdigit() and int(length[:20]) > self._max_bytes:
             raise too_large
+        # HTTP holds a body to the length that was declared.
+        await self._share.take(int(length[:20]) if length.isdigit() else self._max_bytes)
         sniff = self._sniff
         async for chunk in chunks:
             body += chunk
@@ -227,6 +263,7 @@ class _Transfer:
             if sniff is not None and len(body) >= _SNIFFED_BYTES:
                 sniff(bytes(body[:_SNIFFED_BYTES]))
                 sniff = None
+        self._share.shrink(len(body))
         return bytes(body)
 
     def _unreachable(self, url: httpx.URL, error: Exception) -> MediaError:

@@ -7,14 +7,15 @@ import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ernie45.config.errors import MediaUnknownError, RequestError
+from ernie45.config.errors import MediaError, MediaUnknownError, RequestError
 from ernie45.config.processor import ProcessorConfig
 from ernie45.processor.fetch import Fetcher, run_alone
 from ernie45.processor.image import Patches, content_hash, image_patches
@@ -66,6 +67,7 @@ class MediaLoader:
         self.limits = limits
         self.cache = cache
         self._fetcher: Fetcher | None = None
+        self._under_way: dict[MediaKey, _UnderWay] = {}
         self._pools = {
             "image": ThreadPoolExecutor(num_workers, thread_name_prefix="ernie45-image"),
             "video": ThreadPoolExecutor(max(1, num_workers // 2), thread_name_prefix="ernie45-video"),
@@ -104,20 +106,60 @@ class MediaLoader:
         known = find_named(media, config, self.cache, options.tenant)
         if known is not None:
             return known
+        processing = Processing(config, self.limits, self.cache, options.tenant)
         async with slots:
-            data = await _fetch(self._fetcher_of_loop(), media, self.limits) if is_download(media.source) else None
-            unwanted = threading.Event()
-            work = (media, Processing(config, self.limits, self.cache, options.tenant), data, unwanted.is_set)
+            if not is_download(media.source):
+                return await self._process(media, processing, None)
+            async with _fetched(self._fetcher_of_loop(), media, self.limits) as data:
+                return await self._process(media, processing, data)
+
+    async def _process(self, media: MediaSource, processing: Processing, data: bytes | None) -> LoadedMedia:
+        """In threads: read, looked up, decoded. Equal pictures of a tenant that are under way together are decoded once."""
+        pool, loop = self._pools[media.kind], asyncio.get_running_loop()
+        read = await loop.run_in_executor(pool, _read, media, processing, data)
+        if read.known is not None:
+            return _keep(read, processing, read.known)
+        shared = self._under_way.get(read.key) if read.key is not None else None
+        if shared is not None and not shared.future.cancelled():
             try:
-                return await asyncio.get_running_loop().run_in_executor(self._pools[media.kind], load_media, *work)
-            except asyncio.CancelledError:
-                unwanted.set()  # the client has left, or another picture failed: a video stops in the middle
-                raise
+                return _keep(read, processing, await shared.result())
+            except MediaError:
+                pass  # what was said is about another part of a message: find out what there is to say about this one
+        own = _UnderWay(loop, pool, read, processing)
+        if read.key is not None:
+            self._under_way[read.key] = own
+            own.future.add_done_callback(lambda _: self._forget(read.key, own))
+        return _keep(read, processing, await own.result())
+
+    def _forget(self, key: MediaKey | None, ended: "_UnderWay") -> None:
+        if key is not None and self._under_way.get(key) is ended:
+            del self._under_way[key]
 
     def _fetcher_of_loop(self) -> Fetcher:
         if self._fetcher is None:
             self._fetcher = Fetcher(self.limits.of_fetch)
         return self._fetcher
+
+
+class _UnderWay:
+    """A picture that is decoded for all who wait for it; once nobody does, it is not wanted any more."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, pool: ThreadPoolExecutor, read: "_Read", processing: Processing
+    ) -> None:
+        self.num_waiting = 0
+        self._unwanted = threading.Event()
+        self.future = loop.run_in_executor(pool, _decode, read, processing, self._unwanted.is_set)
+
+    async def result(self) -> LoadedMedia:
+        self.num_waiting += 1
+        try:
+            return await asyncio.shield(self.future)
+        finally:
+            self.num_waiting -= 1
+            if not self.num_waiting:
+                self._unwanted.set()  # clients have left, or other pictures failed: a video stops in the middle
+                self.future.cancel()
 
 
 def load_all(
@@ -158,48 +200,80 @@ def load_media(
     is_unwanted: Callable[[], bool] = lambda: False,
 ) -> LoadedMedia:
     """One picture, processed or found in the cache. data: its bytes, where they were fetched already."""
+    read = _read(media, processing, data)
+    return _keep(read, processing, read.known or _decode(read, processing, is_unwanted))
+
+
+class _Read(NamedTuple):
+    """A picture before it is decoded. source: its bytes, or what has none. known: what the cache has for it."""
+
+    media: MediaSource
+    source: Any
+    key: MediaKey | None = None
+    known: LoadedMedia | None = None
+
+
+def _read(media: MediaSource, processing: Processing, data: bytes | None) -> _Read:
     config, limits, cache, tenant = processing
     if isinstance(media.source, (Image.Image, Video)) or (data is None and cache is None):
-        return _process(media, media.source, processing, is_unwanted)
+        return _Read(media, media.source)
     if data is None:
         max_bytes = limits.max_image_bytes if media.kind == "image" else limits.max_video_bytes
         data = read_bytes(media.source, max_bytes, limits, media.field)
     if cache is None:
-        return _process(media, data, processing, is_unwanted)
-    if isinstance(media.source, os.PathLike):
-        media = media._replace(field=f"{media.field} ({describe(media.source)})")  # the bytes alone have no name for errors
+        return _Read(media, data)
     key = MediaKey(tenant, media.kind, hashlib.sha256(data).digest(), config)
-    loaded = cache.get(key)
-    if loaded is None:
-        loaded = _process(media, data, processing, is_unwanted)
-        cache.put(key, loaded)
-    if media.uuid is not None:
-        cache.name(key, media.uuid, media.source if is_download(media.source) else None)
+    return _Read(media, data, key, cache.get(key))
+
+
+def _keep(read: _Read, processing: Processing, loaded: LoadedMedia) -> LoadedMedia:
+    """Let the cache have a picture, under its name too, if it has one."""
+    cache, media = processing.cache, read.media
+    if cache is not None and read.key is not None:
+        if read.known is None:
+            cache.put(read.key, loaded)
+        if media.uuid is not None:
+            cache.name(read.key, media.uuid, media.source if is_download(media.source) else None)
     return loaded
 
 
-def _process(media: MediaSource, source: Any, processing: Processing, is_unwanted: Callable[[], bool]) -> LoadedMedia:
+def _decode(read: _Read, processing: Processing, is_unwanted: Callable[[], bool]) -> LoadedMedia:
     config, limits = processing.config, processing.limits
+    media, source = read.media, read.source
+    field = media.field
+    if isinstance(media.source, os.PathLike):
+        field = f"{field} ({describe(media.source)})"  # its bytes alone have no name for errors
     patches: Patches
     if media.kind == "video":
-        patches = video_patches(source, config, limits, media.field, is_unwanted)
+        patches = video_patches(source, config, limits, field, is_unwanted)
     else:
-        patches = image_patches(load_image(source, limits, media.field), config, media.field)
+        patches = image_patches(load_image(source, limits, field), config, field)
     return LoadedMedia(media.kind, patches.patches_PC, patches.grid, content_hash(patches))
 
 
-async def _fetch(fetcher: Fetcher, media: MediaSource, limits: MediaLimits) -> bytes:
+@asynccontextmanager
+async def _fetched(fetcher: Fetcher, media: MediaSource, limits: MediaLimits) -> AsyncIterator[bytes]:
+    """The bytes behind an address; they count as under way until they are not needed any more."""
     check, max_bytes = (
         (check_image_start, limits.max_image_bytes) if media.kind == "image" else (check_video_start, limits.max_video_bytes)
     )
-    data = await fetcher.fetch(media.source, max_bytes, media.field, lambda start: check(start, media.source, media.field))
-    # An empty body goes through the same check as one that was read from a file.
-    return read_bytes(data, max_bytes, limits, media.field)
+
+    def sniff(start: bytes) -> None:
+        check(start, media.source, media.field)
+
+    async with fetcher.fetched(media.source, max_bytes, media.field, sniff) as data:
+        # An empty body goes through the same check as one that was read from a file.
+        yield read_bytes(data, max_bytes, limits, media.field)
 
 
 async def _fetch_all(sources: Sequence[MediaSource], limits: MediaLimits) -> list[bytes]:
     fetcher = Fetcher(limits.of_fetch)
+
+    async def fetch(media: MediaSource) -> bytes:
+        async with _fetched(fetcher, media, limits) as data:
+            return data
+
     try:
-        return await asyncio.gather(*(_fetch(fetcher, media, limits) for media in sources))
+        return await asyncio.gather(*map(fetch, sources))
     finally:
         await fetcher.close()

@@ -28,7 +28,7 @@ class MediaLimits:
 
     max_image_bytes, max_video_bytes: size of the file as sent. max_image_pixels, max_frame_pixels: width x height as the
     header says, checked before anything is decoded. max_video_frames: frames of the whole video, all of which are decoded.
-    max_decode_seconds: of one video; looked at between frames. connect_seconds to max_connections_per_host: of downloads, see
+    max_decode_seconds: of one video; looked at between frames. connect_seconds to max_bytes_in_flight: of downloads, see
     `fetch.FetchLimits`. file_folders: folders whose files may be named by file:// addresses; none by default.
     """
 
@@ -45,6 +45,7 @@ class MediaLimits:
     allowed_hosts: tuple[str, ...] = ()
     max_connections: int = 64
     max_connections_per_host: int = 8
+    max_bytes_in_flight: int = 2**30
     file_folders: tuple[Path, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -65,6 +66,7 @@ class MediaLimits:
             allowed_hosts=self.allowed_hosts,
             max_connections=self.max_connections,
             max_connections_per_host=self.max_connections_per_host,
+            max_bytes_in_flight=self.max_bytes_in_flight,
         )
 
 

@@ -85,6 +85,42 @@ def test_many_pictures_at_once_share_a_few_connections():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("declared", [True, False])
+def test_bytes_in_flight_are_bounded_and_who_waits_does_not_fail(declared: bool):
+    """A body of declared length counts for that, another for the limit of its kind; until it is used."""
+    head = b"Content-Length: 100\r\n" if declared else b"Connection: close\r\n"
+
+    async def body(reader, writer) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n" + b"x" * 100)
+        if not declared:
+            writer.close()
+
+    async def main():
+        num_held = most_held = 0
+        async with hosted(body) as host, fetching(max_bytes_in_flight=250, total_seconds=0.5) as fetcher:
+
+            async def use() -> int:
+                nonlocal num_held, most_held
+                async with fetcher.fetched(host.url(), 120 if declared else 100) as data:
+                    num_held += 1
+                    most_held = max(most_held, num_held)
+                    await asyncio.sleep(0.3)  # of six, the last waits longer than a download may take
+                    num_held -= 1
+                    return len(data)
+
+            assert await asyncio.gather(*(use() for _ in range(6))) == [100] * 6
+            assert most_held == 2
+            waiting = [asyncio.create_task(use()) for _ in range(4)]
+            await asyncio.sleep(0.1)
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            assert await fetcher.fetch(host.url(), 10**6) == b"x" * 100  # more than all there is: it gets all
+            assert fetcher._budget.num_free == 250
+
+    asyncio.run(main())
+
+
 def test_a_host_that_never_answers_holds_up_only_its_own():
     async def main():
         limits = {"max_connections_per_host": 2, "max_connections": 3, "total_seconds": 1.0}

@@ -109,6 +109,81 @@ def test_a_picture_is_decoded_once(decoded):
     cache.check_integrity()
 
 
+@pytest.fixture
+def held(monkeypatch):
+    """Decoding begins to be counted, and waits until it is let go on."""
+    begun, go_on = threading.Semaphore(0), threading.Event()
+    plain = loader_module.load_image
+
+    def slow(*args):
+        begun.release()
+        assert go_on.wait(20)
+        return plain(*args)
+
+    monkeypatch.setattr(loader_module, "load_image", slow)
+    return begun, go_on
+
+
+def test_equal_pictures_that_come_together_are_decoded_once_for_each_tenant(held):
+    begun, go_on = held
+
+    async def main():
+        cache = MediaCache(2**20)
+        loader = MediaLoader(CONFIG, LIMITS, cache, num_workers=2)
+        tasks = [
+            asyncio.ensure_future(loader.load([image(data_url(png()))] * 3, LoadOptions(tenant=tenant))) for tenant in "aaab"
+        ]
+        assert await asyncio.to_thread(begun.acquire, timeout=20)
+        await asyncio.sleep(0.1)
+        tasks[0].cancel()  # who began leaves: the others get it all the same
+        go_on.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert tasks[0].cancelled()
+        assert len({id(media) for task in tasks[1:3] for media in task.result()}) == 1
+        assert len(tasks[3].result()) == 3
+        assert not begun.acquire(blocking=False) or not begun.acquire(blocking=False)  # one for each tenant
+        cache.check_integrity()
+        await asyncio.sleep(0)
+        assert not loader._under_way
+        await loader.close()
+
+    asyncio.run(main())
+
+
+def test_a_picture_that_nobody_waits_for_any_more_is_begun_anew(held):
+    begun, go_on = held
+
+    async def main():
+        loader = MediaLoader(CONFIG, LIMITS, MediaCache(2**20), num_workers=2)
+        task = asyncio.ensure_future(loader.load([image(png())]))
+        assert await asyncio.to_thread(begun.acquire, timeout=20)
+        task.cancel()
+        again = asyncio.ensure_future(loader.load([image(png())]))
+        assert await asyncio.to_thread(begun.acquire, timeout=20)
+        go_on.set()
+        assert len(await again) == 1
+        await loader.close()
+
+    asyncio.run(main())
+
+
+def test_an_error_names_the_part_that_was_sent(held):
+    begun, go_on = held
+    cut = png()[:50]
+
+    async def main():
+        loader = MediaLoader(CONFIG, LIMITS, MediaCache(2**20), num_workers=2)
+        tasks = [asyncio.ensure_future(loader.load([MediaSource("image", cut, name)])) for name in ("first", "second")]
+        assert await asyncio.to_thread(begun.acquire, timeout=20)
+        await asyncio.sleep(0.1)
+        go_on.set()
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [str(error).split()[0] for error in errors] == ["first", "second"]
+        await loader.close()
+
+    asyncio.run(main())
+
+
 def test_other_processing_and_other_tenants_are_other_entries(decoded):
     cache = MediaCache(2**20)
     smaller = override_processor(CONFIG, {"image_max_pixels": 4 * 784})
@@ -227,7 +302,7 @@ def clip(num_frames: int) -> bytes:
 def test_a_video_that_nobody_waits_for_any_more_stops_in_the_middle(monkeypatch):
     ended: list[str] = []
     begun = threading.Event()
-    plain, work = loader_module.video_patches, loader_module.load_media
+    plain, work = loader_module.video_patches, loader_module._decode
 
     def slow(source, config, limits, field, is_unwanted):
         def wait() -> bool:
@@ -245,7 +320,7 @@ def test_a_video_that_nobody_waits_for_any_more_stops_in_the_middle(monkeypatch)
             raise
 
     monkeypatch.setattr(loader_module, "video_patches", slow)
-    monkeypatch.setattr(loader_module, "load_media", watched)
+    monkeypatch.setattr(loader_module, "_decode", watched)
 
     async def main():
         loader = MediaLoader(CONFIG, LIMITS, num_workers=1)
