@@ -257,17 +257,20 @@ class Request:
             logprobs = (logprob,) if visible else ()
             self.logprobs += logprobs
         told = self.prompt_logprobs
-        # By position: names would cost as much as all the rest, for each token of each request.
-        return Event(
-            self.request_id,
-            visible,
-            self.finish_reason,
-            self.stop_token_id,
-            self.num_prompt_tokens,
-            self.num_cached_tokens,
-            logprobs,
-            None if told is None or num_tokens > self.num_prompt_tokens + 1 else tuple(told),
-            self.queue_s,
+        # Not by Event(): that alone would cost as much as all the rest, for each token of each request.
+        return tuple.__new__(
+            Event,
+            (
+                self.request_id,
+                visible,
+                self.finish_reason,
+                self.stop_token_id,
+                self.num_prompt_tokens,
+                self.num_cached_tokens,
+                logprobs,
+                None if told is None or num_tokens > self.num_prompt_tokens + 1 else tuple(told),
+                self.queue_s,
+            ),
         )
 
     def take(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob | None] = ()) -> Event:

@@ -121,7 +121,9 @@ class Scheduler:
         config, num_preemptions = self._config, self._num_preemptions
         chunks: dict[str, Chunk] = {}
         prefills = self._plan_decodes(chunks)
-        num_rows = len(chunks) + self._add_drafts(chunks, bool(prefills or self._waiting))
+        num_rows = len(chunks)
+        if config.speculation.method != "none":
+            num_rows += self._add_drafts(chunks, bool(prefills or self._waiting))
         tokens = config.max_num_batched_tokens - num_rows
         if chunks:
             tokens = min(tokens, config.prefill_tokens_beside_decodes)
@@ -150,16 +152,16 @@ class Scheduler:
         events: list[Event] = []
         row = 0
         for request, _, _, samples in chunks:
-            first = row
+            first, draft = row, request.draft
             if samples:
-                row += 1 + len(request.draft)
+                row += 1 + len(draft) if draft else 1
                 request.num_pending_tokens -= 1
             if request.state == "finished":
                 continue  # aborted, or stopped by the token before: what came is surplus
             if told and request.request_id in told:
                 request.extend_prompt_logprobs(*told[request.request_id])
             if samples:
-                if request.draft:
+                if draft:
                     events.append(request.take(token_ids[first:row], logprobs[first:row]))
                     request.num_computed_tokens = len(request.tokens) - 1  # guesses that came true are computed
                 else:
@@ -230,7 +232,7 @@ class Scheduler:
         """One token for every running request that needs no more, and pages for it; the others, which have a prompt left."""
         prefills: list[Request] = []
         filled: list[Request] = []
-        page_size = self._config.page_size
+        page_size, new_tuple = self._config.page_size, tuple.__new__
         for request in tuple(self._running):
             if request.state != "running":
                 continue  # it has just made room for a more urgent one
@@ -241,7 +243,7 @@ class Scheduler:
             elif total < request.limit:  # else its last token is being drawn
                 if total > len(request.pages) * page_size and not self._grow(request, chunks):
                     continue
-                chunks[request.request_id] = Chunk(request, start, total, True)
+                chunks[request.request_id] = new_tuple(Chunk, (request, start, total, True))  # a third of the time of Chunk()
                 request.num_computed_tokens = total
                 request.num_pending_tokens += 1
                 if known >= (request.num_published_pages + 1) * page_size:
