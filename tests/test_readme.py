@@ -13,11 +13,11 @@ from ernie45 import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", "docs/architecture.md", "docs/serving.md", "docs/shapes.md"]
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def command_lines() -> list[list[str]]:
@@ -64,8 +64,12 @@ def test_the_flags_of_fastdeploy_parse() -> None:
             assert to_config(build_parser().parse_args(words[3:]), ALL_FLAGS, fastdeploy=True).port == 8180
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[0])
-def test_the_python_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+PYTHON = blocks("python") + blocks("python", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.splitlines()[0])
+def test_the_python_code_runs(code: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip()
 
