@@ -21,6 +21,8 @@ class ServerConfig:
 
     model                 a model folder, or a name that `resolve_model` knows.
     host, port            where it listens; port 0 takes a free one.
+    allowed_hosts         names besides those of this machine by which a server may be asked that has no keys and listens on
+                          this machine only; see `server.host_check`.
     served_model_name     the name clients use; None: the last part of `model`.
     engine                budgets and caches of the engine.
     max_body_bytes        largest request body; a larger one is answered with 413.
@@ -56,6 +58,7 @@ class ServerConfig:
     model: str
     host: str = "127.0.0.1"
     port: int = 8180
+    allowed_hosts: tuple[str, ...] = ()
     served_model_name: str | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
     max_body_bytes: int = 64 * 2**20

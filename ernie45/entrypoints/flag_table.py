@@ -44,6 +44,14 @@ FLAGS: tuple[Flag, ...] = (
         help="port of 127.0.0.1 between server and engine (a private socket file when left out)",
     ),
     Flag(
+        name="--allowed-hosts",
+        group=_SERVER,
+        metavar="NAME",
+        target="allowed_hosts",
+        many=True,
+        help="names that a proxy before an open server of this machine passes on; all others are refused",
+    ),
+    Flag(
         name="--served-model-name",
         group=_SERVER,
         metavar="NAME",

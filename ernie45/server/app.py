@@ -50,7 +50,9 @@ def create_app(service: Service, on_start: Callable[[], Awaitable[None]] | None 
         yield
         await service.close()
 
-    app = FastAPI(title="ernie45", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="ernie45", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     _add_errors(app, service)
     for add_routes in ROUTE_GROUPS:
         add_routes(app, service)
@@ -69,7 +71,8 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         path = request.url.path[:80]
-        rules = {404: f"path ({path!r}) is not served; see /openapi.json", 405: f"method ({request.method}) is not for {path}"}
+        method = request.method[:20]
+        rules = {404: f"path ({path!r}) is not served; see /openapi.json", 405: f"method ({method}) is not for {path}"}
         body = ApiError(error.status_code, rules.get(error.status_code, str(error.detail))).body
         return JSONResponse(body, error.status_code, headers=error.headers)
 

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from ernie45.server.access_log import AccessLog
 from ernie45.server.auth import ApiKeys, RequireKey
 from ernie45.server.dashboard import add_dashboard
+from ernie45.server.host_check import CheckHost, is_loopback
 from ernie45.server.metrics import metrics_response
 from ernie45.server.protocol.answers import Load
 from ernie45.server.routes.openapi import ANY, answer_docs
@@ -29,6 +30,8 @@ def add_operation(app: FastAPI, service: Service) -> None:
     keys = ApiKeys(config.api_keys)
     if len(keys):
         app.add_middleware(RequireKey, keys=keys)
+    elif is_loopback(config.host):
+        app.add_middleware(CheckHost, allowed=config.allowed_hosts)
     tracing = open_tracing(config.trace_endpoint, config.model_name) if config.trace_endpoint else None
     if tracing is not None:
         _close_at_the_end(app, tracing)

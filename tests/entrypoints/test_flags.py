@@ -117,6 +117,7 @@ def test_names_and_targets_are_there_once() -> None:
         ("--chat-template FILE", "chat_template", "FILE"),
         ("--tool-call-parser hermes", "tool_call_parser", "hermes"),
         ("--seed 5", "seed", 5),
+        ("--allowed-hosts a.example b.example", "allowed_hosts", ("a.example", "b.example")),
         ("--trust-request-chat-template", "trust_request_chat_template", True),
         ("--max-concurrency 7", "max_num_requests", 7),
         ("--max-logprobs 5", "engine.max_logprobs", 5),

@@ -120,3 +120,35 @@ def test_a_client_that_waits_for_its_answer_is_served(impatient: Any) -> None:
     impatient.engine.step_s = 2 * PATIENCE_S
     for stream in (False, True):
         assert impatient.chat(max_tokens=2, stream=stream).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["evil.example", "evil.example:8180", "localhost.evil.example", "127.0.0.1.nip.io", "1.2.3"])
+def test_a_strangers_name_for_this_machine(server: Any, name: str) -> None:
+    """As after DNS rebinding: the browser believes that the server belongs to the page."""
+    headers = {"Host": name, "Origin": f"http://{name}"}
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    response = server.client.post("/v1/chat/completions", json=body, headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "host_not_allowed")
+    assert server.client.get("/health", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["localhost:8180", "LOCALHOST", "127.0.0.1", "[::1]:80", "192.168.1.7", "a.localhost", "gpu1", "x."]
+)
+def test_names_of_this_machine(server: Any, name: str) -> None:
+    assert server.client.get("/v1/models", headers={"Host": name}).status_code == 200
+
+
+def test_other_names_with_a_key_or_when_allowed(start: Any) -> None:
+    foreign = {"Host": "llm.example"}
+    assert start(allowed_hosts=("LLM.example",)).wait().client.get("/v1/models", headers=foreign).status_code == 200
+    keyed = start(api_keys=("k",)).wait()
+    assert keyed.client.get("/v1/models", headers={**foreign, "Authorization": "Bearer k"}).status_code == 200
+
+
+def test_a_slash_too_much_is_not_redirected(server: Any) -> None:
+    """The address would be made of the Host header, and http behind a proxy with TLS: keys would be sent in the open."""
+    response = server.client.post("/v1/chat/completions/", json={})
+    assert response.status_code == 404
+    assert "location" not in response.headers
+    assert len(server.client.request("A" * 5000, "/v1/models").text) < 300
