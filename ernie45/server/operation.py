@@ -18,6 +18,7 @@ from ernie45.server.host_check import CheckHost, is_loopback
 from ernie45.server.metrics import metrics_response
 from ernie45.server.protocol.answers import Load
 from ernie45.server.routes.openapi import ANY, answer_docs
+from ernie45.server.routes.security import declare_keys
 from ernie45.server.service import Service
 from ernie45.server.tracing import Tracing, open_tracing
 
@@ -30,6 +31,7 @@ def add_operation(app: FastAPI, service: Service) -> None:
     keys = ApiKeys(config.api_keys)
     if len(keys):
         app.add_middleware(RequireKey, keys=keys)
+        declare_keys(app)
     elif is_loopback(config.host):
         app.add_middleware(CheckHost, allowed=config.allowed_hosts)
     tracing = open_tracing(config.trace_endpoint, config.model_name) if config.trace_endpoint else None

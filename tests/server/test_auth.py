@@ -107,3 +107,20 @@ def test_the_door(path: str) -> None:
 @pytest.mark.parametrize("path", ["/health", "/", "/dashboard"])
 def test_what_is_open(path: str) -> None:
     assert get(path, [], ApiKeys([KEY]))[::2] == (200, b"inside")
+
+
+def test_the_document_says_what_wants_a_key(start: Any, server: Any) -> None:
+    guarded = start(api_keys=(KEY,)).wait()
+    document = guarded.client.get("/openapi.json", headers={"Authorization": f"Bearer {KEY}"}).json()
+    [(name, scheme)] = document["components"]["securitySchemes"].items()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    assert document["security"] == [{name: []}]
+    assert KEY not in str(document)
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            is_open = operation.get("security") == []
+            assert ("401" in operation["responses"]) == (not is_open), path
+            if "{" not in path:
+                status = guarded.client.request(method, path).status_code
+                assert (status == 401) == (not is_open), path
+    assert "securitySchemes" not in server.client.get("/openapi.json").json()["components"]

@@ -184,6 +184,19 @@ def test_everything_in_the_table_is_exported(server: Any) -> None:
     assert not {*FASTDEPLOY_NAMES, *FASTDEPLOY_DERIVED} & {*FASTDEPLOY_LEFT_OUT}
 
 
+def test_the_cache_of_pictures(server: Any, data_url: str) -> None:
+    picture = [{"type": "image_url", "image_url": {"url": data_url}}]
+    server.answer(picture)
+    server.answer(picture)
+    stats = server.service.media.stats()
+    assert stats.num_hits > 0
+    expected = {"num_items": stats.num_items, "bytes": stats.num_bytes}
+    expected |= {"hits_total": stats.num_hits, "misses_total": stats.num_misses}
+    text = server.client.get("/metrics").text
+    for name, value in expected.items():
+        assert f"ernie45:media_cache_{name} {float(value)}\n" in text
+
+
 def test_labels_are_bounded(server: Any) -> None:
     before = len(scrape(server))
     for index in range(20):
