@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +25,7 @@ from ernie45.processor import Processor
 from ernie45.processor.template import ChatTemplate
 from ernie45.server.app import create_app
 from ernie45.server.auth import ApiKeys
+from ernie45.server.descriptors import LoopErrors, raise_limit
 from ernie45.server.engine_client import EngineClient
 from ernie45.server.log_format import log_config
 from ernie45.server.media import media_limits
@@ -50,6 +51,7 @@ def serve(config: ServerConfig) -> int:
     model.
     """
     tool_format(config.tool_call_parser)  # ConfigError now rather than with the first request
+    raise_limit()
     with ExitStack() as stack:  # all ports are taken before anything is loaded
         listener = stack.enter_context(bind(config.host, config.port))
         metrics_listener = None
@@ -193,6 +195,7 @@ class ServerRun(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def _watch_engine(self) -> None:
+        asyncio.get_running_loop().set_exception_handler(LoopErrors())
         self._tasks = [asyncio.create_task(self._follow_engine())]
         if self._metrics is not None and self.metrics_listener is not None:
             self._tasks.append(asyncio.create_task(self._metrics.serve([self.metrics_listener])))
@@ -224,8 +227,9 @@ class ServerRun(uvicorn.Server):
 
     def _say(self, text: str) -> None:
         if not self.server_config.quiet:
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+            with suppress(OSError):  # a full disk, or nobody at the other end: no reason to end or not to drain
+                sys.stderr.write(text + "\n")
+                sys.stderr.flush()
 
 
 def _tiers(config: EngineConfig) -> str:
