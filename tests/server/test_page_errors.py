@@ -48,7 +48,10 @@ def test_a_key_is_asked_for_and_stays_in_this_tab(open_chat: Any, start: Any, ne
 def test_without_a_key_the_question_waits(open_chat: Any, start: Any) -> None:
     server = start(api_keys=[KEY]).wait()
     page = open_chat(server.url)
+    dialog = page.get_by_role("dialog", name="This server wants a key")
+    expect(dialog.get_by_label("API key")).to_be_focused()
     page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
     ask(page, "hello")
     page.get_by_role("button", name="Not now").click()
     expect(error_of(page)).to_contain_text("the API key is missing")
