@@ -172,7 +172,7 @@ def main() -> None:
         notes = [
             "model: 34 M parameters (`bench/shapes.py`), VL and its text part alone, random fp32 weights, 1 thread, greedy",
             "judge: guidellm, synthetic data: " + "; ".join(f"{shape.name}: {' + '.join(shape.data)}" for shape in SHAPES),
-            "peer: `transformers serve`, with `--continuous-batching` for the text-only model; its VL class does not support it",
+            "peer: `transformers serve`, for the text-only model with `--continuous-batching`; its VL class has none",
             f"a level ends after {args.requests} requests or {args.seconds} s; medians of the requests that came to their end",
             f"targets at 8 and more streams: at least {LEAST_SPEEDUP:g} times the tokens/s, at most {MOST_TTFT:g} of the TTFT: "
             + verdict(rows),
