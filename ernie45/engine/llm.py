@@ -177,6 +177,7 @@ class LLM:
         """Drop a request, waiting or running, and free its pages at once. No event follows. False if it is not known."""
         if self._speculator is not None:
             self._speculator.forget(request_id)
+        self._pipeline.forget(request_id)
         return self._scheduler.abort(request_id)
 
     def step(self) -> list[Event]:

@@ -57,6 +57,11 @@ class Pipeline:
         """Whether there are events that a failed call could not return."""
         return bool(self._untold)
 
+    def forget(self, request_id: str) -> None:
+        """Nobody wants to hear of a request any more."""
+        if self._untold:
+            self._untold = [event for event in self._untold if event.request_id != request_id]
+
     def step_ahead(self) -> list[Event]:
         """Plan and start the next step, then book the one before it."""
         try:

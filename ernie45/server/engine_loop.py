@@ -162,7 +162,8 @@ class _Loop:
                     self._preparing[request_id] = command, future
             case Abort(request_id=request_id):
                 self._worked = True  # its pages are free now: tell it when idle
-                self._preparing.pop(request_id, None)
+                if request_id in self._preparing:
+                    self._preparing.pop(request_id)[1].cancel()
                 self._engine.abort(request_id)
             case Ping():
                 self._send(Pong())

@@ -160,3 +160,19 @@ def test_one_changed_value_of_one_weight_makes_other_pages(model: ErnieModel, mo
     with torch.no_grad():
         weight.flatten()[1] += 1e-3
     assert fingerprint(other, cache) != fingerprint(model, cache), name
+
+
+def test_nothing_follows_an_abort_also_of_what_a_failed_call_could_not_tell(
+    model: ErnieModel, prompts: dict, recomputed: dict, monkeypatch: pytest.MonkeyPatch
+):
+    llm = make_llm(model, overlap=True)
+    llm.submit(Request(request_id="a", inputs=prompts["text"], params=replace(GREEDY, logprobs=1)))
+    llm.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(llm._runner, "prepare", fail)
+        with pytest.raises(ZeroDivisionError):
+            llm.step()
+    llm.abort("a")
+    assert not llm.has_work
+    assert answers(llm.generate([prompts["image"]], GREEDY)) == [recomputed["image"]]
+    llm.close()
