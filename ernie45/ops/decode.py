@@ -117,6 +117,10 @@ def attention(qkv_RW: Tensor, rotations_RK: Tensor, num_heads: int, pages: tuple
     out_RW = qkv_RW.new_empty(num_rows, num_heads * head_dim)
     sizes = (num_rows, num_heads, num_kv_heads, head_dim)
     table_RN = places.page_table_RN
+    # The kernel believes them.
+    assert qkv_RW.shape[1] == (num_heads + 2 * num_kv_heads) * head_dim, (qkv_RW.shape, sizes)
+    assert num_rows == len(rotations_RK) == len(places.slots_R) == len(table_RN), (num_rows, len(rotations_RK), table_RN.shape)
+    assert max(places.lengths) <= table_RN.shape[1] * page_size, (places.lengths, table_RN.shape)
     _call(
         "ernie_attention", KINDS[keys_NSJK.dtype], _like(qkv_RW, keys_NSJK), *sizes, rotations_RK.contiguous(), keys_NSJK,
         values_NSJK, places.slots_R, table_RN, table_RN.shape[1], page_size, (ctypes.c_int64 * num_rows)(*places.lengths),

@@ -3,6 +3,7 @@
 Knows nothing about layers, caches or how positions were made.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -62,6 +63,11 @@ class _CompiledSelfAttention(torch.autograd.Function):
     def forward(ctx, qkv_TW: Tensor, rotations: Tensor, heads: Heads, cu_seqlens: Sequence[int]) -> Tensor:
         qkv_TW, rotations = qkv_TW.contiguous(), rotations.contiguous()
         num_tokens, head_dim = len(qkv_TW), 2 * rotations.shape[-1]
+        # The kernel believes them.
+        assert cu_seqlens[0] == 0, cu_seqlens
+        assert cu_seqlens[-1] == num_tokens == len(rotations), (cu_seqlens, num_tokens, len(rotations))
+        assert all(start <= end for start, end in itertools.pairwise(cu_seqlens)), cu_seqlens
+        assert qkv_TW.shape[1] == (heads.num_heads + 2 * heads.num_kv_heads) * head_dim, (qkv_TW.shape, heads, head_dim)
         borders = torch.tensor(cu_seqlens)
         sizes = (*heads, head_dim, borders, len(borders) - 1, 1, torch.get_num_threads())
         out_TW = qkv_TW.new_empty(num_tokens, heads.num_heads * head_dim)

@@ -15,6 +15,7 @@ from ernie45.ops import decode, native, rowwise
 from ernie45.ops.cross_entropy import linear_cross_entropy
 from ernie45.ops.native import Kernels
 from ernie45.ops.norm import rms_norm, rms_norm_reference
+from ernie45.ops.self_attention import Heads, self_attention
 from ernie45.ops.swiglu import swiglu
 
 pytestmark = pytest.mark.skipif(not rowwise.KERNELS.available, reason="no compiler")
@@ -99,6 +100,7 @@ def test_a_forked_child_has_threads_of_its_own():
 CODE = """
 import resource, torch
 from ernie45.ops.norm import rms_norm, rms_norm_reference
+from ernie45.ops.self_attention import Heads, self_attention
 from ernie45.ops.rowwise import KERNELS
 assert KERNELS.available
 x, ones = torch.randn(64, 32), torch.ones(32)
@@ -118,3 +120,22 @@ assert torch.allclose(rms_norm(x, ones, 1e-5), expected)
 def test_kernels_do_without_threads_that_cannot_be_had():
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("borders", "heads"), [((0, 3, 9), Heads(2, 1)), ((1, 8), Heads(2, 1)), ((0, 9, 8), Heads(2, 1)), ((0, 8), Heads(2, 2))]
+)
+def test_sequences_that_do_not_fit_their_rows_are_refused(borders: tuple[int, ...], heads: Heads):
+    qkv, rotations = torch.randn(8, 4 * 16), torch.ones(8, 1, 8, dtype=torch.complex64)
+    self_attention(qkv, rotations, Heads(2, 1), (0, 3, 3, 8))
+    with pytest.raises(AssertionError):
+        self_attention(qkv, rotations, heads, borders)
+
+
+def test_sequences_longer_than_their_pages_are_refused():
+    qkv, rotations = torch.randn(1, 4 * 16), torch.ones(1, 1, 8, dtype=torch.complex64)
+    pages = torch.zeros(2, 4, 1, 16), torch.zeros(2, 4, 1, 16)
+    table, slots = torch.tensor([[0, 1]]), torch.tensor([7])
+    decode.attention(qkv, rotations, 2, pages, decode.Places(slots, table, [8]))
+    with pytest.raises(AssertionError):
+        decode.attention(qkv, rotations, 2, pages, decode.Places(slots, table, [9]))
