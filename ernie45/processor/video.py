@@ -158,7 +158,7 @@ def read_frames(
         duration = float(num_frames / rate)
         wanted = [(index, index * duration / num_frames) for index in frame_indices(num_frames, duration, config)]
         yield from _decode(_open(data, container_format, limits, field), wanted, limits, field, is_unwanted)
-    except (FFmpegError, ValueError, IndexError) as error:
+    except (FFmpegError, ValueError, IndexError, ArithmeticError) as error:
         if isinstance(error, MediaError):
             raise
         raise MediaError(f"{field} is a damaged video: {error}; send the whole file") from error
@@ -198,6 +198,9 @@ def _open(data: bytes, container_format: str, limits: MediaLimits, field: str) -
         container.close()
         raise MediaError(f"{field} has no video track; send a file with pictures")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        container.close()
+        raise MediaError(f"{field} has pictures in a form that is not known here; convert it to H.264, or send the whole file")
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > limits.max_frame_pixels:
         container.close()

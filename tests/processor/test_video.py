@@ -276,6 +276,14 @@ def test_limits_of_frames_size_and_bytes(clip):
         load_video(clip, plain(), MediaLimits(max_video_bytes=100))
 
 
+def test_pictures_in_an_unknown_form():
+    """Was an AttributeError, and so a 500: libav has no decoder then."""
+    data = video_file(4)
+    entry = data.index(b"avc1", data.index(b"stsd"))
+    with pytest.raises(MediaError, match="form that is not known"):
+        load_video(data[:entry] + b"zzzz" + data[entry + 4 :], plain())
+
+
 def test_sound_alone_is_no_video():
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
