@@ -15,7 +15,7 @@ from ernie45.checkpoint import save_model
 from ernie45.commands.conversation import Conversation, Settings
 from ernie45.config.engine import EngineConfig
 from ernie45.config.inputs import ModelInput
-from ernie45.config.model import ExpertPoolConfig, ModelConfig, SpecialTokens, VisionConfig
+from ernie45.config.model import SpecialTokens, VisionConfig
 from ernie45.config.processor import ProcessorConfig
 from ernie45.config.sampling import SamplingParams
 from ernie45.engine.request import Event, Request
@@ -23,6 +23,7 @@ from ernie45.model.multimodal import ErnieModel
 from ernie45.offline import LLM
 from ernie45.processor import Processor
 from ernie45.processor.tokenizer import Tokenizer
+from tests.small_model import small_config
 
 CONTROL = (
     "<unk> <s> </s> <|begin_of_sentence|> <|end_of_sentence|> <|IMAGE_PLACEHOLDER|> <|IMAGE_START|> <|IMAGE_END|> "
@@ -109,20 +110,10 @@ def conversation(llm: ScriptedLLM, monkeypatch: pytest.MonkeyPatch) -> Conversat
 @pytest.fixture(scope="session")
 def model_folder(processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model with every part, and the processor above: loads and answers, with nonsense. Do not change it."""
-    config = ModelConfig(
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
+    config = small_config(
         head_dim=8,
         mrope_section=(1, 1, 2),
-        intermediate_size=48,
         vocab_size=len(CONTROL) + 256,
-        expert_pools=(
-            ExpertPoolConfig(modality="text", num_experts=4, ffn_size=16, num_active=2),
-            ExpertPoolConfig(modality="vision", num_experts=4, ffn_size=8, num_active=2),
-        ),
-        shared_ffn_size=32,
         max_position_embeddings=256,
         vision=VisionConfig(depth=1, hidden_size=32, num_heads=2, intermediate_size=64),
         tokens=TOKENS,

@@ -13,13 +13,14 @@ import torch
 
 from ernie45.config.engine import EngineConfig
 from ernie45.config.inputs import MediaItem, ModelInput
-from ernie45.config.model import ExpertPoolConfig, ModelConfig, SpecialTokens, VisionConfig
+from ernie45.config.model import ModelConfig
 from ernie45.config.sampling import SamplingParams
 from ernie45.engine.llm import LLM
 from ernie45.engine.request import Completion
 from ernie45.model.batch import pack
 from ernie45.model.cache import PagedKVCache
 from ernie45.model.multimodal import ErnieModel
+from tests.small_model import small_config
 
 MakeInput = Callable[..., ModelInput]
 
@@ -28,25 +29,7 @@ Part = int | tuple[str, tuple[int, int, int], int]
 
 
 NUM_TEXT_IDS = 90
-CONFIG = ModelConfig(
-    hidden_size=32,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    mrope_section=(3, 3, 2),
-    intermediate_size=48,
-    shared_ffn_size=24,
-    expert_pools=(
-        ExpertPoolConfig(modality="text", num_experts=4, ffn_size=24, num_active=2),
-        ExpertPoolConfig(modality="vision", num_experts=4, ffn_size=16, num_active=2),
-    ),
-    vocab_size=96,
-    max_position_embeddings=512,
-    tie_word_embeddings=False,
-    vision=VisionConfig(depth=2, hidden_size=16, num_heads=2, intermediate_size=32, patch_size=2),
-    tokens=SpecialTokens(end_of_turn=90, image_patch=91, image_start=92, image_end=93, video_start=94, video_end=95),
-)
+CONFIG = small_config(num_layers=3, tie_word_embeddings=False)
 
 
 @pytest.fixture(scope="session")

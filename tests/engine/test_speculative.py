@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import ConfigError
 from ernie45.config.inputs import ModelInput
-from ernie45.config.model import ExpertPoolConfig, ModelConfig
+from ernie45.config.model import ModelConfig, SpecialTokens
 from ernie45.config.sampling import SamplingParams, ThinkingBudget
 from ernie45.config.speculation import SpeculationConfig
 from ernie45.engine.llm import LLM
@@ -26,12 +26,17 @@ from ernie45.model.batch import pack
 from ernie45.model.decoder import MTPModule
 from ernie45.model.multimodal import ErnieModel
 from ernie45.ops import native
+from tests.small_model import pools, small_config
 
-TEXT = ModelConfig(
-    hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, mrope_section=(3, 3, 2), intermediate_size=48,
-    shared_ffn_size=24, expert_pools=(ExpertPoolConfig(modality="text", num_experts=4, ffn_size=24, num_active=2),),
-    vocab_size=24, num_mtp_layers=1, tie_word_embeddings=False, max_position_embeddings=256,
-)  # fmt: skip
+TEXT = small_config(
+    expert_pools=pools(text=24),
+    vision=None,
+    vocab_size=24,
+    tokens=SpecialTokens(),
+    num_mtp_layers=1,
+    tie_word_embeddings=False,
+    max_position_embeddings=256,
+)
 GREEDY = SamplingParams(max_tokens=40, temperature=0)
 
 

@@ -16,23 +16,17 @@ import torch
 from bench.peers import transformers_config
 from ernie45.checkpoint import load_model
 from ernie45.config.inputs import MediaItem, ModelInput
-from ernie45.config.model import ExpertPoolConfig, ModelConfig, SpecialTokens, VisionConfig
+from ernie45.config.model import ModelConfig, SpecialTokens, VisionConfig
 from ernie45.model.multimodal import ErnieModel
 from ernie45.processor.positions import MediaSpan, num_media_tokens, rope_positions
+from tests.small_model import pools, small_config
 
-CONFIG = ModelConfig(
+CONFIG = small_config(
     hidden_size=64,
     num_layers=4,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    mrope_section=(3, 3, 2),
     intermediate_size=96,
     shared_ffn_size=96,
-    expert_pools=(
-        ExpertPoolConfig(modality="text", num_experts=8, ffn_size=48, num_active=3),
-        ExpertPoolConfig(modality="vision", num_experts=8, ffn_size=16, num_active=3),
-    ),
+    expert_pools=pools(8, 3, text=48, vision=16),
     vocab_size=128,
     max_position_embeddings=1024,
     vision=VisionConfig(depth=3, hidden_size=32, num_heads=2, intermediate_size=64, patch_size=2),

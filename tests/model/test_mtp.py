@@ -6,15 +6,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ernie45.config.model import ModelConfig
+from ernie45.config.model import SpecialTokens
 from ernie45.model.batch import PackedBatch, pool_rows
 from ernie45.model.cache import CacheStep, PagedKVCache
 from ernie45.model.multimodal import ErnieModel
+from tests.small_model import small_config
 
-CONFIG = ModelConfig(
-    hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, mrope_section=(3, 3, 2), intermediate_size=48,
-    vocab_size=96, num_mtp_layers=1, max_position_embeddings=128,
-)  # fmt: skip
+CONFIG = small_config(
+    expert_pools=(), shared_ffn_size=0, vision=None, tokens=SpecialTokens(), num_mtp_layers=1, max_position_embeddings=128
+)
 LENGTH, PAGE_SIZE = 23, 4
 
 

@@ -12,10 +12,10 @@ from pydantic import BaseModel, Field
 
 from ernie45.checkpoint import resolve_model, save_model
 from ernie45.config.engine import EngineConfig
-from ernie45.config.model import ExpertPoolConfig, ModelConfig
 from ernie45.model.multimodal import ErnieModel
 from ernie45.processor import Processor
 from ernie45.server.llm_engine import load_engine
+from tests.small_model import pools, small_config
 
 SEEDS = range(4)
 SCHEMA: dict[str, Any] = {
@@ -38,17 +38,13 @@ class Sum(BaseModel):
 
 @pytest.fixture(scope="module")
 def folder(processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = ModelConfig(
-        hidden_size=32,
+    config = small_config(
         num_layers=1,
-        num_heads=4,
-        num_kv_heads=2,
         intermediate_size=64,
-        vocab_size=len(processor.tokenizer) + 3,
-        head_dim=16,
-        mrope_section=(3, 3, 2),
-        expert_pools=(ExpertPoolConfig(modality="text", num_experts=2, ffn_size=16, num_active=1),),
+        expert_pools=pools(2, 1, text=16),
         shared_ffn_size=16,
+        vision=None,
+        vocab_size=len(processor.tokenizer) + 3,
         max_position_embeddings=1024,
         tokens=processor.tokens,
     )

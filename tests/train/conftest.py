@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ernie45.config.model import ExpertPoolConfig, ModelConfig, VisionConfig
+from ernie45.config.model import ModelConfig, VisionConfig
 from ernie45.data.packing import LanguageBatch
 from ernie45.data.tiny.batches import LanguageBatches, LanguageData
 from ernie45.data.tiny.digits import training_digits
@@ -11,6 +11,7 @@ from ernie45.data.tiny.model import tiny_processor
 from ernie45.data.tiny.vocabulary import VOCAB_SIZE, tiny_special_tokens
 from ernie45.model.multimodal import ErnieModel
 from ernie45.processor import Processor
+from tests import small_model
 
 
 @pytest.fixture(scope="session")
@@ -26,21 +27,18 @@ def model() -> ErnieModel:
 
 
 def small_config() -> ModelConfig:
-    pools = (
-        ExpertPoolConfig(modality="text", num_experts=4, ffn_size=8, num_active=2),
-        ExpertPoolConfig(modality="vision", num_experts=4, ffn_size=8, num_active=2),
-    )
-    return ModelConfig(
+    return small_model.small_config(
         hidden_size=16,
         num_layers=3,
         num_heads=2,
         num_kv_heads=1,
         head_dim=8,
-        intermediate_size=16,
-        vocab_size=VOCAB_SIZE,
-        expert_pools=pools,
-        shared_ffn_size=8,
         mrope_section=(1, 1, 2),
+        intermediate_size=16,
+        shared_ffn_size=8,
+        expert_pools=small_model.pools(text=8, vision=8),
+        vocab_size=VOCAB_SIZE,
+        max_position_embeddings=131072,
         vision=VisionConfig(depth=1, hidden_size=16, num_heads=2, intermediate_size=16),
         tokens=tiny_special_tokens(),
     )
