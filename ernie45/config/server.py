@@ -42,6 +42,7 @@ class ServerConfig:
     limit_mm_per_prompt   pictures of one request by kind, over `config.media.DEFAULT_LIMIT_PER_PROMPT`; 0 refuses a kind.
     mm_processor_kwargs   numbers of the picture processing to change, by FastDeploy's names; see `config.media`. A request may
                           ask for less, never for more.
+    max_media_in_flight   GiB of downloaded pictures and videos that are not processed yet; further ones wait.
     max_processor_cache   GiB of processed pictures to keep, so that the same one is not decoded again; 0: none.
     engine_port           port of 127.0.0.1 between server and engine; None: a private ipc file.
     engine_timeout_s      an engine that does not answer so long hangs, and is killed and started again. A step answers at its
@@ -75,6 +76,7 @@ class ServerConfig:
     allowed_media_folder: Path | None = None
     limit_mm_per_prompt: Mapping[str, int] = field(default_factory=dict)
     mm_processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    max_media_in_flight: float = 1.0
     max_processor_cache: float = DEFAULT_PROCESSOR_CACHE_GIB
     engine_port: int | None = None
     engine_timeout_s: float = 300.0
@@ -112,6 +114,8 @@ class ServerConfig:
             raise ConfigError(f"drain_seconds ({self.drain_seconds!r}) must be a number of at least 0; use 0 to stop at once")
         limit_per_prompt(self.limit_mm_per_prompt)
         check_processor_kwargs(self.mm_processor_kwargs)
+        if not 0 < self.max_media_in_flight < 2**20:
+            raise ConfigError(f"max_media_in_flight ({self.max_media_in_flight!r}) must be GiB above 0; leave it out for 1")
         if not 0 <= self.max_processor_cache < 2**20:
             raise ConfigError(f"max_processor_cache ({self.max_processor_cache!r}) must be GiB of at least 0; use 0 for none")
         if self.chat_template is not None and not Path(self.chat_template).is_file():

@@ -224,6 +224,14 @@ FLAGS: tuple[Flag, ...] = (
         help="processed pictures to keep; 0: none",
     ),
     Flag(
+        name="--max-media-in-flight",
+        group=_MEDIA,
+        metavar="GIB",
+        parse=real,
+        target="max_media_in_flight",
+        help="downloads that are not decoded yet; further ones wait",
+    ),
+    Flag(
         name="--num-media-workers",
         group=_MEDIA,
         metavar="N",

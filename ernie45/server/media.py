@@ -48,6 +48,7 @@ def media_limits(config: ServerConfig) -> MediaLimits:
         max_video_bytes=_MAX_VIDEO_BYTES,
         max_video_frames=_MAX_VIDEO_FRAMES,
         max_decode_seconds=_MAX_DECODE_SECONDS,
+        max_bytes_in_flight=int(config.max_media_in_flight * 2**30),
         allow_private_addresses=config.allow_private_media,
         allowed_hosts=tuple(config.allowed_media_hosts),
         file_folders=(folder,) if folder else (),

@@ -362,6 +362,7 @@ def test_wrong_settings_end_the_start() -> None:
         {"limit_mm_per_prompt": {"images": 1}},
         {"mm_processor_kwargs": {"fps": 1}},
         {"max_processor_cache": -1.0},
+        {"max_media_in_flight": 0.0},
         {"max_processor_cache": float("nan")},
     ):
         with pytest.raises(ConfigError):
