@@ -11,10 +11,10 @@ BENCHMARKS := train_step decode checkpoint_load
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench
+.PHONY: help demo test bench bench-serving
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1	\2/'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/'
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 10) <= v < (3, 13) and f"PYTHON is Python {v[0]}.{v[1]}; ernie45 needs 3.10, 3.11 or 3.12: make PYTHON=python3.12 ...")'
@@ -34,3 +34,11 @@ test: $(STAMP) ## ruff, pyright and every test
 
 bench: $(STAMP) ## the benchmarks of bench/ that need no GPU; results go to bench/results/
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m bench.$$name || exit 1; done
+
+# The judges need other packages than we do: JUDGES is the bin folder of an environment with guidellm, lm-eval[api] and
+# transformers[serving]; AIPERF is the command aiperf.
+bench-serving: $(STAMP) ## the server: peer, overhead, prefix, memory, faults, tools; JUDGES=DIR/bin AIPERF=DIR/bin/aiperf
+	@test -n "$(JUDGES)" -a -n "$(AIPERF)" || { echo "give JUDGES=DIR/bin and AIPERF=DIR/bin/aiperf; see docs/serving.md, Speed"; exit 1; }
+	$(BIN)/python -m bench.serving --judges $(JUDGES) --plot
+	for name in overhead prefix soak faults; do $(BIN)/python -m bench.$$name || exit 1; done
+	$(BIN)/python -m bench.outsiders --judges $(JUDGES) --aiperf $(AIPERF)

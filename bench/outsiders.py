@@ -82,7 +82,7 @@ def aiperf(setting: Setting) -> tuple[list[str], str]:
     command += ["--streaming", "--concurrency", "4", "--request-count", str(setting.requests), "--ui", "none"]
     command += ["--synthetic-input-tokens-mean", "64", "--output-tokens-mean", "16", "--tokenizer", setting.model]
     command += ["--output-artifact-dir", str(setting.out / "aiperf")]
-    run(command)
+    run(command, HF_HUB_OFFLINE="")  # offline it takes a tokenizer's folder for a name
     found = json.loads(next((setting.out / "aiperf").rglob("profile_export_aiperf.json")).read_text())
     count, errors = found["request_count"]["avg"], (found.get("error_request_count") or {"avg": 0})["avg"]
     assert (count, errors) == (setting.requests, 0), found.get("error_summary")

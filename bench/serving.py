@@ -10,16 +10,19 @@ slower side has not finished then is left out, to its advantage in latency.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.clients import post
 from bench.report import write_result
 from bench.servers import Server, our_server, peer_server
 from bench.serving_model import make_folder, serving_config
@@ -59,7 +62,8 @@ class Load:
 
 
 def judge(guidellm: Path, server: Server, folder: str, shape: Shape, load: Load) -> list[dict[str, float]]:
-    """What guidellm measures at each number of streams."""
+    """What guidellm measures at each number of streams, after one answer that does not count (their first is slow)."""
+    asyncio.run(warm_up(server, folder))
     backend: dict[str, Any] = {"kind": "openai_http", "target": server.url, "model": folder}
     backend |= {"request_format": "/v1/chat/completions", "extras": {"body": BODY}}
     with tempfile.TemporaryDirectory() as out:
@@ -78,6 +82,12 @@ def judge(guidellm: Path, server: Server, folder: str, shape: Shape, load: Load)
         found = json.loads(path.read_text())["benchmarks"]
     assert len(found) == len(load.streams), [len(found), load.streams]
     return [numbers(level) for level in found]
+
+
+async def warm_up(server: Server, folder: str) -> None:
+    body = {"model": folder, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "temperature": 0}
+    reply = await asyncio.wait_for(post(server.port, "/v1/chat/completions", body), 120)
+    assert reply.ok, reply
 
 
 def numbers(level: dict[str, Any]) -> dict[str, float]:
@@ -108,7 +118,10 @@ def measure(shape: Shape, judges: Path, load: Load, port: int) -> list[dict[str,
         row: dict[str, object] = {"what": shape.name, "streams": streams}
         for name, key in (("output tokens/s", "rate"), ("TTFT, ms", "ttft"), ("ITL, ms", "itl")):
             row |= {f"{name}, transformers": their[key], f"{name}, ernie45": our[key]}
-        row |= {"tokens/s, ratio": our["rate"] / their["rate"], "TTFT, ratio": our["ttft"] / their["ttft"]}
+        # Of a side that finished no request in time, nothing is known but that; its ratios are nan.
+        known = bool(our["requests"] and their["requests"])
+        row["tokens/s, ratio"] = our["rate"] / their["rate"] if known else float("nan")
+        row["TTFT, ratio"] = our["ttft"] / their["ttft"] if known else float("nan")
         row["requests (tokens each)"] = " / ".join(f"{side['requests']:.0f} ({side['length']:.0f})" for side in (their, our))
         rows.append(row)
         print({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
@@ -149,6 +162,9 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     loaded = [row for row in rows if row["streams"] >= 8]
     missed = [f"{row['what']} at {row['streams']}: tokens/s" for row in loaded if row["tokens/s, ratio"] < LEAST_SPEEDUP]
     missed += [f"{row['what']} at {row['streams']}: TTFT" for row in loaded if row["TTFT, ratio"] > MOST_TTFT]
+    missed += [
+        f"{row['what']} at {row['streams']}: unknown, a side finished nothing" for row in loaded if isnan(row["TTFT, ratio"])
+    ]
     return "met" if not missed else "MISSED by " + "; ".join(missed)
 
 
