@@ -56,9 +56,9 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._waiting: list[Request] = []
         self._running: list[Request] = []
-        self._num_preemptions = 0
-        self._num_arrivals = 0
+        self._num_preemptions = self._num_arrivals = 0
         self._stuck: tuple[Request, int] | None = None
+        self._lacking: tuple[list, int] = ([], 0)  # orders of who lacked pages and of who ran beside, and the pages needed
 
     @property
     def has_work(self) -> bool:
@@ -131,7 +131,7 @@ class Scheduler:
             hard_tokens = config.max_num_batched_tokens - num_rows
             budget = StepBudget(tokens, hard_tokens, config.encoder_tokens, self._is_encoded)
             threshold = config.long_prefill_token_threshold or tokens
-            num_long = sum(_work(request) > threshold for request in prefills)
+            num_long = sum(request.num_tokens - request.num_computed_tokens > threshold for request in prefills)
             for request in prefills:
                 if budget.tokens > 0:
                     self._plan_prefill(request, chunks, budget, threshold)
@@ -348,6 +348,8 @@ class Scheduler:
         """
         if request.num_pending_tokens or self._cache.must_wait(request):
             return "later"
+        if self._pool.num_free < self._lacking[1] and self._lacking[0] == list(map(_order, (request, *self._running))):
+            return "blocked"  # a look costs as much as the prompt is long
         match = self._cache.match(request)
         num_pages = -(-request.num_tokens // self._config.page_size)
         start = len(match.pages) * self._config.page_size
@@ -364,6 +366,7 @@ class Scheduler:
             self._cache.drop(match)
             if outcome == "blocked" and has_turn:
                 self._stuck = request, self._pool.num_free + max(num_lacking, 0)
+                self._lacking = list(map(_order, (request, *self._running))), self._stuck[1]
             return outcome
         request.pages = array("q", self._cache.claim(request, match, num_pages))
         request.num_computed_tokens = start
@@ -394,7 +397,3 @@ def _order(request: Request) -> tuple[float, int]:
 def _goes_before(request: Request, other: Request) -> bool:
     """Whether a request may take another's place: by its priority, and not only as it came earlier."""
     return request.priority < other.priority and request.order < other.order
-
-
-def _work(request: Request) -> int:
-    return len(request.tokens) + request.num_pending_tokens - request.num_computed_tokens

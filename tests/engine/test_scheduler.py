@@ -9,6 +9,7 @@ from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import RequestError
 from ernie45.config.inputs import ModelInput
 from ernie45.config.sampling import SamplingParams
+from ernie45.engine.prefix_cache import Match
 from ernie45.engine.request import Event, Request, StepOutput
 from ernie45.engine.scheduler import Scheduler
 from ernie45.engine.tiers import PageTiers
@@ -352,3 +353,23 @@ def test_after_a_failed_step_nothing_of_the_cache_is_used(make_input: MakeInput)
     scheduler.reset()
     scheduler.check_integrity()
     assert step(scheduler)[0] == [("a", 0, 12)]
+
+
+def test_who_lacks_pages_is_looked_up_again_only_when_there_are_more(make_input: MakeInput, monkeypatch: pytest.MonkeyPatch):
+    """A look costs as much as the prompt is long, and nothing changes from step to step."""
+    scheduler = make_scheduler(num_pages=40)
+    scheduler.add(make_request("a", make_input([100]), max_tokens=30))
+    step(scheduler)
+    scheduler.add(make_request("b", make_input([90], seed=1), max_tokens=2))
+    match, num_looks, log = scheduler._cache.match, 0, []
+
+    def counted(request: Request) -> Match:
+        nonlocal num_looks
+        num_looks += 1
+        return match(request)
+
+    monkeypatch.setattr(scheduler._cache, "match", counted)
+    while scheduler.has_work:
+        log += [name for name, start, _ in step(scheduler)[0] if start == 0]
+    assert log == ["b"]
+    assert num_looks == 2
