@@ -365,7 +365,7 @@ class Scheduler:
         if outcome != "admitted":
             self._cache.drop(match)
             if outcome == "blocked" and has_turn:
-                self._stuck = request, self._pool.num_free + max(num_lacking, 0)
+                self._stuck = request, self._pool.num_free + num_lacking
                 self._lacking = list(map(_order, (request, *self._running))), self._stuck[1]
             return outcome
         request.pages = array("q", self._cache.claim(request, match, num_pages))

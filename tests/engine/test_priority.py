@@ -59,3 +59,12 @@ def test_who_has_waited_long_goes_before_the_urgent(make_input: MakeInput, monke
     while scheduler.has_work:
         order += [name for name, *_ in step(scheduler)[0]]
     assert order == ["urgent at 0", "urgent at 40", "patient", "urgent at 80", "urgent at 120", "urgent at 160"]
+
+
+def test_a_seat_is_taken_from_one_with_a_single_page(make_input: MakeInput):
+    scheduler = make_scheduler(max_num_seqs=4)
+    for index in range(4):
+        scheduler.add(make_request(str(index), make_input([2], seed=index), max_tokens=40, priority=int(index == 3)))
+    step(scheduler)
+    scheduler.add(make_request("urgent", make_input([10], seed=9), max_tokens=2))
+    assert ("urgent", 0, 10) in [span for _ in range(2) for span in step(scheduler)[0]]
