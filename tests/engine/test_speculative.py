@@ -30,7 +30,8 @@ from tests.small_model import pools, small_config
 
 TEXT = small_config(
     expert_pools=pools(text=24),
-    vision=None, vocab_size=24, tokens=SpecialTokens(), num_mtp_layers=1, tie_word_embeddings=False, max_position_embeddings=256,
+    vision=None, vocab_size=24, tokens=SpecialTokens(), num_mtp_layers=1, tie_word_embeddings=False,
+    max_position_embeddings=256,
 )  # fmt: skip
 GREEDY = SamplingParams(max_tokens=40, temperature=0)
 
