@@ -19,7 +19,8 @@ class EngineConfig:
     max_num_batched_tokens  token budget of one step, prompts and generated tokens alike. One image larger than
                             the budget still runs, whole and one per step.
     max_prefill_tokens_beside_decodes  tokens of prompts in a step that also decodes, so that running answers keep their pace;
-                            None: an eighth of max_num_batched_tokens, at least 64.
+                            fewer far behind the beginning of a prompt, where a token costs more. None: a sixteenth of
+                            max_num_batched_tokens, at least 64.
     max_encoder_tokens      image and video tokens encoded in one step, whoever's they are; a larger image still runs, alone.
                             None: max_num_batched_tokens.
     long_prefill_token_threshold  a prompt with more tokens than this left to compute is long, and leaves half of each step's
@@ -105,7 +106,7 @@ class EngineConfig:
     @property
     def prefill_tokens_beside_decodes(self) -> int:
         """`max_prefill_tokens_beside_decodes`, resolved."""
-        return self.max_prefill_tokens_beside_decodes or max(self.max_num_batched_tokens // 8, 64)
+        return self.max_prefill_tokens_beside_decodes or max(self.max_num_batched_tokens // 16, 64)
 
     @property
     def encoder_tokens(self) -> int:

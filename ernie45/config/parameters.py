@@ -55,6 +55,17 @@ def count_active(config: ModelConfig, modality: str = "text") -> int:
     return sum(part.num_active for part in decoder if part.modality in (None, modality))
 
 
+def context_of_double(config: ModelConfig) -> int:
+    """Tokens of context behind which a text token costs twice what it costs without.
+
+    Its attention, 4 * layers * heads * head_dim operations for each token before it, is then as much as the 2 operations for
+    each weight of its blocks.
+    """
+    embeddings = (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
+    blocks = max(count_active(config) - embeddings, 1)
+    return max(2 * blocks // (4 * config.num_layers * config.num_heads * config.head_dim), 1)
+
+
 def count_text_only(config: ModelConfig) -> int:
     """Parameters left when vision experts, their routers, tower and resampler are dropped: what a decode instance loads."""
     parts = sum(part.num_params for part in parameter_parts(config) if part.modality != "vision")

@@ -17,6 +17,7 @@ from ernie45.checkpoint import load_model, resolve_model
 from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import ConfigError, RequestError
 from ernie45.config.inputs import ModelInput
+from ernie45.config.parameters import context_of_double
 from ernie45.config.sampling import Grammar, SamplingParams
 from ernie45.engine.adapters import Adapters
 from ernie45.engine.capacity import context_length, num_pages, overlaps
@@ -77,6 +78,7 @@ class LLM:
             context_length(self.config, model.config),
             tiers=PageTiers(slots, self._disk),
             is_encoded=self._runner.features.__contains__,
+            context_of_double=context_of_double(model.config),
         )
         self._pipeline = Pipeline(self._scheduler, self._runner, PageCopier(cache, slots, self._disk))
         self._looks_ahead = overlaps(self.config)

@@ -46,12 +46,12 @@ class Scheduler:
         max_model_len: int,
         tiers: PageTiers | None = None,
         is_encoded: Callable[[tuple], bool] = lambda key: False,
+        context_of_double: int | None = None,
     ) -> None:
-        self._config = config
-        self._tiers = tiers or PageTiers()
+        self._config, self._tiers = config, tiers or PageTiers()
         self._pool = PagePool(num_pages, self._tiers.put_down)
         self._cache = PrefixCache(self._pool, self._tiers, config.page_size, config.prefix_cache)
-        self._is_encoded = is_encoded
+        self._is_encoded, self._context_of_double = is_encoded, context_of_double
         self.max_model_len = min(max_model_len, num_pages * config.page_size)
         self._requests: dict[str, Request] = {}
         self._waiting: list[Request] = []
@@ -129,7 +129,8 @@ class Scheduler:
             tokens = min(tokens, config.prefill_tokens_beside_decodes)
         if tokens > 0 and (prefills or self._waiting):
             hard_tokens = config.max_num_batched_tokens - num_rows
-            budget = StepBudget(tokens, hard_tokens, config.encoder_tokens, self._is_encoded)
+            double = self._context_of_double if chunks else None  # alone, a prompt keeps nobody waiting
+            budget = StepBudget(tokens, hard_tokens, config.encoder_tokens, self._is_encoded, double)
             threshold = config.long_prefill_token_threshold or tokens
             num_long = sum(request.num_tokens - request.num_computed_tokens > threshold for request in prefills)
             for request in prefills:

@@ -44,7 +44,7 @@ def test_the_least_value_is_taken_and_one_less_is_not(name: str):
 
 def test_what_is_left_out_is_resolved():
     config = EngineConfig(max_num_batched_tokens=4096)
-    assert (config.prefill_tokens_beside_decodes, config.encoder_tokens) == (512, 4096)
+    assert (config.prefill_tokens_beside_decodes, config.encoder_tokens) == (256, 4096)
     assert EngineConfig(max_num_batched_tokens=100).prefill_tokens_beside_decodes == 64
     config = EngineConfig(max_prefill_tokens_beside_decodes=1, max_encoder_tokens=2)
     assert (config.prefill_tokens_beside_decodes, config.encoder_tokens) == (1, 2)

@@ -272,6 +272,22 @@ def test_prompts_leave_running_answers_their_pace(make_input: MakeInput):
     assert step(scheduler)[0] == [("b", 8, 40)]
 
 
+def test_chunks_beside_answers_get_shorter_as_context_makes_tokens_dearer(make_input: MakeInput):
+    config = EngineConfig(page_size=4, max_num_seqs=4, max_num_batched_tokens=256, max_prefill_tokens_beside_decodes=64)
+    scheduler = Scheduler(config, 200, 800, context_of_double=100)
+    scheduler.add(make_request("a", make_input([2]), max_tokens=99))
+    step(scheduler)
+    scheduler.add(make_request("b", make_input([400], seed=1)))
+    spans = [step(scheduler)[0][1] for _ in range(6)]
+    lengths = [end - start for _, start, end in spans]
+    assert lengths == sorted(lengths, reverse=True), lengths
+    assert all(
+        16 <= length <= max(16, 64 / (1 + start / 100)) + 1 for length, (_, start, _) in zip(lengths, spans, strict=True)
+    )
+    scheduler.abort("a")
+    assert step(scheduler)[0] == [("b", spans[-1][2], 400)], "alone, nobody waits for it"
+
+
 @pytest.mark.parametrize(("max_encoder_tokens", "began"), [(48, 3), (40, 2), (4, 1)])
 def test_several_pictures_are_encoded_in_one_step_within_a_budget(make_input: MakeInput, max_encoder_tokens: int, began: int):
     scheduler = make_scheduler(max_num_batched_tokens=64, max_encoder_tokens=max_encoder_tokens)
