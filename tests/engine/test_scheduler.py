@@ -281,9 +281,9 @@ def test_chunks_beside_answers_get_shorter_as_context_makes_tokens_dearer(make_i
     spans = [step(scheduler)[0][1] for _ in range(6)]
     lengths = [end - start for _, start, end in spans]
     assert lengths == sorted(lengths, reverse=True), lengths
-    assert all(
-        16 <= length <= max(16, 64 / (1 + start / 100)) + 1 for length, (_, start, _) in zip(lengths, spans, strict=True)
-    )
+    # What a long prompt leaves to others and gets back is two parts of a chunk, each of 16 tokens at least.
+    assert all(end - start <= max(32, 64 / (1 + start / 100)) for _, start, end in spans), spans
+    assert min(lengths) >= 16, lengths
     scheduler.abort("a")
     assert step(scheduler)[0] == [("b", spans[-1][2], 400)], "alone, nobody waits for it"
 
