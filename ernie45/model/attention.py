@@ -9,8 +9,7 @@ from ernie45.config.model import ModelConfig
 from ernie45.model.cache import CacheStep
 from ernie45.model.lora import AdapterRows, add_low_rank
 from ernie45.ops import decode
-from ernie45.ops.attention import paged_attention
-from ernie45.ops.self_attention import Heads, rotated, self_attention
+from ernie45.ops.self_attention import Heads, attend_pages, rotated, self_attention
 
 
 class SelfAttention(nn.Module):
@@ -41,8 +40,8 @@ class SelfAttention(nn.Module):
             out_TW = self_attention(qkv_TW, rope, heads, cu_seqlens)
             return add_low_rank(self.o_proj(out_TW), out_TW, self.o_proj, adapters)
         q_THK, k_TJK, v_TJK = rotated(qkv_TW, rope, heads)
-        k_NSJK, v_NSJK = cache.write(layer, k_TJK, v_TJK)
-        out_TW = paged_attention(q_THK, k_NSJK, v_NSJK, cache.page_table_BN, cu_seqlens, cache.context_lens).flatten(1)
+        pages = cache.write(layer, k_TJK, v_TJK)
+        out_TW = attend_pages(q_THK, pages, cache.page_table_BN, cu_seqlens, cache.context_lens).flatten(1)
         return add_low_rank(self.o_proj(out_TW), out_TW, self.o_proj, adapters)
 
     def _decode(self, x_TD: Tensor, rope: Tensor, layer: int, cache: CacheStep, adapters: tuple[AdapterRows, ...]) -> Tensor:

@@ -10,13 +10,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ernie45.ops.attention import packed_attention
+from ernie45.ops.attention import packed_attention, paged_attention
 from ernie45.ops.native import KINDS, Kernels
 from ernie45.ops.rope import rotate_interleaved
 
 _KERNELS = Kernels(
     "attention",
-    {"ernie_attention_forward": "ippiiipiiipp", "ernie_attention_backward": "ippiiipiiipppp"},
+    {
+        "ernie_attention_forward": "ippiiipiiipp",
+        "ernie_attention_backward": "ippiiipiiipppp",
+        "ernie_attention_paged": "ipppiiipppiiiip",
+    },
 )
 
 
@@ -47,6 +51,39 @@ def self_attention_reference(qkv_TW: Tensor, rotations: Tensor, heads: Heads, cu
     """The same by rotation and packed attention; in bf16 it rounds the turned queries and keys, which the kernel does not."""
     q_THK, k_TJK, v_TJK = rotated(qkv_TW, rotations, heads)
     return packed_attention(q_THK, k_TJK, v_TJK, cu_seqlens, causal=True).flatten(1)
+
+
+def attend_pages(
+    q_THK: Tensor,
+    pages: tuple[Tensor, Tensor],
+    page_table_BN: Tensor,
+    query_starts: Sequence[int],
+    context_lens: Sequence[int],
+) -> Tensor:
+    """As `ops.attention.paged_attention`, pages being keys and values, each [N, S, J, K]; no gradients.
+
+    On a CPU a chunk behind others reads its pages where they are, a tile at a time; torch's kernels want all of them copied
+    side by side for every chunk. A prompt from its beginning has nothing to copy, and goes to torch.
+    """
+    starts = list(query_starts)
+    lengths = [end - start for start, end in itertools.pairwise(starts)]
+    behind_others = any(length < context for length, context in zip(lengths, context_lens, strict=True))
+    serves = q_THK.device.type == "cpu" and q_THK.dtype in KINDS and not torch.is_grad_enabled()
+    if not (behind_others and serves and _KERNELS.available):
+        return paged_attention(q_THK, *pages, page_table_BN, query_starts, context_lens)
+    keys_NSJK, values_NSJK = pages
+    _, page_size, num_kv_heads, head_dim = keys_NSJK.shape
+    num_pages = page_table_BN.shape[1]
+    assert q_THK.dtype == keys_NSJK.dtype == values_NSJK.dtype, (q_THK.dtype, keys_NSJK.dtype)
+    assert page_table_BN.dtype == torch.int64, page_table_BN.dtype
+    assert max(context_lens) <= num_pages * page_size, (context_lens, page_table_BN.shape)
+    q_THK, borders, contexts = q_THK.contiguous(), torch.tensor(starts), torch.tensor(context_lens)
+    out_THK = torch.empty_like(q_THK)
+    heads = (q_THK.shape[1], num_kv_heads, head_dim)
+    sizes = (len(lengths), num_pages, page_size, torch.get_num_threads())
+    tables = (borders, contexts, page_table_BN.contiguous())
+    _KERNELS.call("ernie_attention_paged", KINDS[q_THK.dtype], q_THK, *pages, *heads, *tables, *sizes, out_THK)
+    return out_THK
 
 
 def rotated(qkv_TW: Tensor, rotations: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:

@@ -362,7 +362,7 @@ def test_guesses_delay_no_prompt(model: ErnieModel, method: str) -> None:
     late = Request(request_id="late", inputs=prompt(7, 60), params=GREEDY)
     llm.submit(late)
     before = llm.stats().num_draft_tokens
-    for _ in range(10):  # 60 tokens at 6 or more a step
+    for _ in range(12):  # 60 tokens at 6 or more a step, a few less where context makes them dearer
         llm.step()
         llm.check_integrity()
     assert late.num_computed_tokens >= 60

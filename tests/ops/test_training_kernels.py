@@ -3,6 +3,7 @@
 Knows nothing about models.
 """
 
+import itertools
 import shutil
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ernie45.ops import native, self_attention
+from ernie45.ops.attention import paged_attention
 from ernie45.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from ernie45.ops.norm import rms_norm, rms_norm_reference
 from ernie45.ops.rope import decoder_rope_table
@@ -125,3 +127,26 @@ def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch)
 def test_a_compiler_that_is_there_compiles_them(name: str) -> None:
     """A failed compilation only makes things slow, so nothing else would tell."""
     assert native.library(name) is not None
+
+
+@DTYPES
+@pytest.mark.parametrize(("head_dim", "heads"), [(16, Heads(4, 4)), (24, Heads(6, 2)), (64, Heads(3, 1))])
+@pytest.mark.parametrize(("new", "context"), [([5], [70]), ([1, 3, 64, 0, 65], [130, 3, 129, 7, 66]), ([100], [300])])
+def test_chunks_over_pages(
+    dtype: torch.dtype, head_dim: int, heads: Heads, new: list[int], context: list[int], threads: int
+) -> None:
+    torch.manual_seed(0)
+    page_size = 4
+    counts = [-(-total // page_size) for total in context]
+    order = torch.randperm(sum(counts) + 3)
+    keys, values = (torch.randn(len(order), page_size, heads.num_kv_heads, head_dim).to(dtype) for _ in range(2))
+    table = torch.zeros(len(new), max(counts), dtype=torch.int64)
+    for index, count in enumerate(counts):
+        table[index, :count] = order[sum(counts[:index]) :][:count]
+    starts = [0, *itertools.accumulate(new)]
+    q = torch.randn(starts[-1], heads.num_heads, head_dim).to(dtype)
+    with torch.no_grad():
+        mine = self_attention.attend_pages(q, (keys, values), table, starts, context)
+        theirs = paged_attention(q.float(), keys.float(), values.float(), table, starts, context)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(mine.float(), theirs, rtol=tolerance, atol=tolerance)

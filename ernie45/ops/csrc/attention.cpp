@@ -142,6 +142,32 @@ int visible(const Task& t, int row, int from) {
     return std::clamp(end - from, 0, TILE);
 }
 
+// One tile of scores [rows, TILE] becomes weights; top, sum and the running output follow. seen(r): columns that row r may see.
+template <class Seen> void soften(float* score, int rows, int ld, float* top, float* sum, float* out, Seen seen) {
+    for (int r = 0; r < rows; ++r) {
+        float* row = score + r * TILE;
+        for (int i = seen(r); i < TILE; ++i) row[i] = -INFINITY;
+        vec best = load(row);
+        for (int i = LANES; i < TILE; i += LANES) {
+            vec next = load(row + i);
+            best = best > next ? best : next;
+        }
+        float high = top[r];
+        for (int lane = 0; lane < LANES; ++lane) high = std::max(high, best[lane]);
+        float shrink = top[r] == high ? 1.0f : std::exp(top[r] - high);
+        vec mass = {};
+        for (int i = 0; i < TILE; i += LANES) {
+            vec p = exponential(load(row + i) - high);
+            store(row + i, p);
+            mass += p;
+        }
+        sum[r] = sum[r] * shrink + total(mass);
+        top[r] = high;
+        if (shrink != 1.0f)
+            for (int i = 0; i < ld; i += LANES) store(out + r * ld + i, load(out + r * ld + i) * shrink);
+    }
+}
+
 template <class T> void forward_head(const Task& t, const T* qkv, int head, Scratch& s, T* out, float* logsums) {
     Shape n = t.shape;
     int ld = n.padded(), width = n.width();
@@ -159,29 +185,7 @@ template <class T> void forward_head(const Task& t, const T* qkv, int head, Scra
         int last = t.causal ? begin + rows : t.length;
         for (int from = 0; from < last; from += TILE) {
             multiply({s.query.data(), ld, 1}, rows, s.keys_t.data() + int64_t(from) * ld, TILE, ld, score, TILE, TILE, false);
-            for (int r = 0; r < rows; ++r) {
-                float* row = score + r * TILE;
-                int seen = visible(t, begin + r, from);
-                for (int i = seen; i < TILE; ++i) row[i] = -INFINITY;
-                vec best = load(row);
-                for (int i = LANES; i < TILE; i += LANES) {
-                    vec next = load(row + i);
-                    best = best > next ? best : next;
-                }
-                float high = top[r];
-                for (int lane = 0; lane < LANES; ++lane) high = std::max(high, best[lane]);
-                float shrink = top[r] == high ? 1.0f : std::exp(top[r] - high);
-                vec mass = {};
-                for (int i = 0; i < TILE; i += LANES) {
-                    vec p = exponential(load(row + i) - high);
-                    store(row + i, p);
-                    mass += p;
-                }
-                sum[r] = sum[r] * shrink + total(mass);
-                top[r] = high;
-                if (shrink != 1.0f)
-                    for (int i = 0; i < ld; i += LANES) store(o + r * ld + i, load(o + r * ld + i) * shrink);
-            }
+            soften(score, rows, ld, top, sum, o, [&](int r) { return visible(t, begin + r, from); });
             int columns = std::min(TILE, last - from);
             multiply({score, TILE, 1}, rows, s.values.data() + int64_t(from) * ld, ld, columns, o, ld, ld, true);
         }
@@ -266,6 +270,73 @@ template <class T> void backward(const Task& t, const T* qkv, const Gradients<T>
     write_head(s.values_grad.data(), ld, t.length, n.dim, nullptr, 1.0f, k + n.kv * n.dim, width);
 }
 
+// The new tokens of one sequence against all it has in its pages, for one KV head. q [rows, h, dim] is turned already, keys and values
+// are [pages, page_size, j, dim], and the last of the rows sits at position length - 1.
+template <class T> struct Paged {
+    Shape shape;
+    const T *q, *keys, *values;
+    const int64_t* pages;
+    int page_size, rows, length, kv_head;
+    T* out;
+};
+
+// Keys or values of `count` tokens from position `from`, to fp32 rows of `ld`
+template <class T> void read_pages(const Paged<T>& p, const T* base, int from, int count, float* out, int ld) {
+    int width = p.shape.kv * p.shape.dim;
+    for (int t = from; t < from + count; ++t, out += ld) {
+        int64_t place = p.pages[t / p.page_size] * p.page_size + t % p.page_size;
+        read_head(base + place * width + p.kv_head * p.shape.dim, 0, 1, p.shape.dim, nullptr, 1.0f, out, ld);
+    }
+}
+
+// Rows of a tile are (token, head of the group) pairs, so that a short chunk still fills it; each key is read once for all heads.
+template <class T> void paged(const Paged<T>& p) {
+    static thread_local Scratch s;
+    Shape n = p.shape;
+    int ld = n.padded(), group = n.query / n.kv, pairs = p.rows * group, first = p.length - p.rows;
+    s.fit(TILE, ld);
+    float *score = s.scores.data(), *out = s.out.data(), scale = 1.0f / std::sqrt(float(n.dim));
+    auto place = [&](int pair) { return (int64_t(pair / group) * n.query + p.kv_head * group + pair % group) * n.dim; };
+    for (int begin = 0; begin < pairs; begin += TILE) {
+        int rows = std::min(TILE, pairs - begin), last = first + (begin + rows - 1) / group + 1;
+        for (int r = 0; r < rows; ++r) read_head(p.q + place(begin + r), 0, 1, n.dim, nullptr, scale, s.query.data() + r * ld, ld);
+        float top[TILE], sum[TILE];
+        std::fill(top, top + TILE, -INFINITY);
+        std::fill(sum, sum + TILE, 0.0f);
+        std::fill(out, out + rows * ld, 0.0f);
+        for (int from = 0; from < last; from += TILE) {
+            int columns = std::min(TILE, last - from);
+            read_pages(p, p.keys, from, columns, s.keys.data(), ld);
+            read_pages(p, p.values, from, columns, s.values.data(), ld);
+            transpose(s.keys.data(), ld, columns, s.keys_t.data());
+            multiply({s.query.data(), ld, 1}, rows, s.keys_t.data(), TILE, ld, score, TILE, TILE, false);
+            auto seen = [&](int r) { return std::clamp(first + (begin + r) / group + 1 - from, 0, columns); };
+            soften(score, rows, ld, top, sum, out, seen);
+            multiply({score, TILE, 1}, rows, s.values.data(), ld, columns, out, ld, ld, true);
+        }
+        for (int r = 0; r < rows; ++r)
+            for (int i = 0; i < n.dim; ++i) narrow(out[r * ld + i] / sum[r], p.out[place(begin + r) + i]);
+    }
+}
+
+template <class T>
+void paged_sequences(Paged<T> p, const int64_t* borders, const int64_t* lengths, const int64_t* table, int sequences, int num_pages, int threads) {
+    parallel(threads, [&](int part, int parts) {
+        for (int pair = part; pair < sequences * p.shape.kv; pair += parts) {
+            int sequence = pair / p.shape.kv;
+            int64_t start = borders[sequence] * p.shape.query * p.shape.dim;
+            Paged<T> one = p;
+            one.q += start;
+            one.out += start;
+            one.pages = table + int64_t(sequence) * num_pages;
+            one.rows = int(borders[sequence + 1] - borders[sequence]);
+            one.length = int(lengths[sequence]);
+            one.kv_head = pair % p.shape.kv;
+            if (one.rows) paged(one);
+        }
+    });
+}
+
 struct Packed {
     Shape shape;
     const int64_t* borders;
@@ -297,6 +368,18 @@ void ernie_attention_forward(int kind, const void* qkv, const float* turns, int 
     Packed p{{h, j, dim}, borders, sequences, causal, turns, threads};
     if (kind) each(p, [&](const Task& t) { forward(t, (const bf16*)qkv, (bf16*)out, logsums); });
     else each(p, [&](const Task& t) { forward(t, (const float*)qkv, (float*)out, logsums); });
+}
+
+// q [borders[sequences], h, dim], turned; keys, values [pages, page_size, j, dim]; table [sequences, num_pages]; out like q
+void ernie_attention_paged(int kind, const void* q, const void* keys, const void* values, int h, int j, int dim, const int64_t* borders,
+                           const int64_t* lengths, const int64_t* table, int sequences, int num_pages, int page_size, int threads, void* out) {
+    if (kind) {
+        Paged<bf16> p{{h, j, dim}, (const bf16*)q, (const bf16*)keys, (const bf16*)values, nullptr, page_size, 0, 0, 0, (bf16*)out};
+        paged_sequences(p, borders, lengths, table, sequences, num_pages, threads);
+    } else {
+        Paged<float> p{{h, j, dim}, (const float*)q, (const float*)keys, (const float*)values, nullptr, page_size, 0, 0, 0, (float*)out};
+        paged_sequences(p, borders, lengths, table, sequences, num_pages, threads);
+    }
 }
 
 // and back: qkv_grad [T, (h + 2 j) dim] from out_grad [T, h dim]
