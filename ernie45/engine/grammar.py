@@ -25,6 +25,11 @@ class GrammarState:
         self._stop_token_ids = list(stop_token_ids)
         self._vocab_size = vocab_size
 
+    @property
+    def begun(self) -> bool:
+        """Whether the next token is held by the grammar."""
+        return self._begun
+
     def advance(self, token_ids: Sequence[int]) -> None:
         """Take the next tokens of the answer."""
         for token_id in token_ids:

@@ -91,7 +91,10 @@ class History:
         banned = self._banned(draft, num_generated)
         allowed = None
         if self._grammar is not None:
-            allowed = (self._grammar.ahead(draft) if draft else self._grammar).allowed(banned)
+            state = self._grammar.ahead(draft) if draft else self._grammar
+            allowed = state.allowed(banned)
+            if not state.begun:  # an end inside the thought would leave the answer empty, against the grammar
+                banned = (*banned, *params.stop_token_ids)
         return Constraint(None, allowed, banned)
 
     def fitting(self, draft: Sequence[int]) -> Sequence[int]:

@@ -281,6 +281,25 @@ def test_a_grammar_begins_behind_the_thought_and_ends_the_answer(tiny: tuple[LLM
         assert answer[:-5] in ("yes", "no")
 
 
+def test_a_thought_before_a_grammar_cannot_end_the_answer(tiny: tuple[LLM, Processor]):
+    """However much the model wants to stop: the answer would be empty, and match nothing."""
+    llm, processor = tiny
+    end, stop = processor.think_end_id, processor.stop_token_ids
+    assert end is not None
+    params = SamplingParams(
+        max_tokens=40,
+        temperature=0,
+        stop_token_ids=stop,
+        grammar=Grammar(kind="regex", text="[a-c]{3}", after=end),
+        thinking=ThinkingBudget(max_tokens=7, end_token_ids=(end,)),
+        logit_bias=tuple((token_id, 100.0) for token_id in stop),
+    )
+    (completion,) = llm.generate([ask(processor, "1 + 1")], params)
+    ids = list(completion.token_ids)
+    answer = processor.tokenizer.decode(ids[ids.index(end) + 1 :])
+    assert (len(answer), answer.strip("abc"), completion.finish_reason) == (3, "", "stop")
+
+
 def test_an_impossible_grammar_is_refused_and_leaves_nothing_behind(tiny: tuple[LLM, Processor], model: ErnieModel):
     llm, processor = tiny
     params = SamplingParams(stop_token_ids=(2,), grammar=Grammar(kind="json_schema", text="false"))
