@@ -133,10 +133,12 @@ def plot(rows: list[dict[str, Any]]) -> Path:
     import matplotlib
 
     matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     names = list(dict.fromkeys(row["what"] for row in rows))
-    figure, panels = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3.4), sharey=True, squeeze=False)
+    figure, panels = pyplot.subplots(
+        1, len(names), figsize=(4 * len(names), 3.4), sharey=True, squeeze=False, layout="constrained"
+    )
     for panel, name in zip(panels[0], names, strict=True):
         chosen = [row for row in rows if row["what"] == name]
         for side, colour in (("transformers", "#888888"), ("ernie45", "#1f6feb")):
@@ -146,11 +148,14 @@ def plot(rows: list[dict[str, Any]]) -> Path:
             for row, rate, wait in zip(chosen, rates, waits, strict=True):
                 panel.annotate(f"{row['streams']}", (rate, wait), textcoords="offset points", xytext=(5, 4), fontsize=8)
         panel.set(title=name, xlabel="output tokens/s", xscale="log", yscale="log")
+        for axis in (panel.xaxis, panel.yaxis):  # plain numbers; the labels of powers run into each other
+            axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(ticker.NullFormatter())
         panel.grid(alpha=0.3, which="both")
     panels[0][0].set_ylabel("time to first token, ms (median)")
     panels[0][0].legend()
     figure.suptitle("Latency against load; the numbers are streams at once", fontsize=10)
-    figure.tight_layout()
     IMAGES.mkdir(exist_ok=True)
     path = IMAGES / "serving.png"
     figure.savefig(path, dpi=120)
