@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 """Lets transformers import a torchvision whose compiled operators do not load, for the peer of bench/serving.py alone.
 
 Knows nothing about servers. Python imports it at start when its folder is on PYTHONPATH. torchvision's wheels on PyPI are built
