@@ -101,6 +101,7 @@ def test_names_and_targets_are_there_once() -> None:
         ("--max-encoder-cache 0", "engine.vision_cache_tokens", 0),
         ("--max-encoder-cache -1", "engine.vision_cache_tokens", 16384),
         ("--max-processor-cache 0.5", "max_processor_cache", 0.5),
+        ("--max-media-in-flight 0.5", "max_media_in_flight", 0.5),
         ("--limit-mm-per-prompt '{\"image\": 3}'", "limit_mm_per_prompt", {"image": 3}),
         ("--mm-processor-kwargs '{\"video_fps\": 3}'", "mm_processor_kwargs", {"video_fps": 3}),
         (

@@ -39,7 +39,7 @@ def test_only_the_first_of_a_million_faults_is_looked_for(model: type[ApiRequest
     began = time.process_time()
     with pytest.raises(ApiError) as caught:
         parse_request(body.encode(), model)
-    assert time.process_time() - began < 1.2, "took 2 to 3 s, and minutes at the largest size that a body may have"
+    assert time.process_time() - began < 1.9, "took 2 to 3 s, and minutes at the largest size that a body may have"
     assert len(caught.value.message) < 1000
 
 

@@ -25,7 +25,9 @@ def test_few_words_about_no_descriptors(caplog: pytest.LogCaptureFixture, monkey
     }
     for _ in range(1000):
         handle(loop, full)
-    assert [record.message[:26] for record in caplog.records] == ["no file descriptor is left"]
+    told = [record.message[:26] for record in caplog.records]
+    assert set(told) == {"no file descriptor is left"}
+    assert len(told) < 5, "one line a while, however often it happens"
     handle(loop, {"message": "a defect", "exception": ValueError("x")})
     assert "a defect" in caplog.text
     loop.close()
