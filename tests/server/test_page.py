@@ -318,6 +318,7 @@ def test_fits_every_width(page: Page, engine: Any, png: bytes) -> None:
 def test_colours_can_be_told_apart(page: Page, scheme: Any) -> None:
     """WCAG AA: at least 4.5 between text and what is behind it."""
     page.emulate_media(color_scheme=scheme)
+    page.wait_for_function("(scheme) => document.documentElement.dataset.theme === scheme", arg=scheme)
     names = ("paper", "card", "ink", "soft", "tint", "bad", "bad-tint", "accent", "accent-ink")
     style = "getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim()"
     colours = page.evaluate(f"(names) => Object.fromEntries(names.map((name) => [name, {style}]))", list(names))
