@@ -43,18 +43,30 @@ def linear_cross_entropy_reference(hidden_RD: Tensor, head_VD: Tensor, labels_R:
     return CrossEntropy((losses_R * row_weights_R).sum(), losses_R.detach(), logits_RV.detach().argmax(-1) == labels_R)
 
 
+def softmax_rows(
+    logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, wants_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """-log softmax(logits)[label] of each row, whether the label is the likeliest, and weight * (softmax - one-hot) if wanted.
+
+    The logits may be overwritten. Softmax is fp32, or fp64 for logits of that type.
+    """
+    softmax = _compiled_softmax if rowwise.serves(logits_CV) else _softmax
+    return softmax(logits_CV, labels_C, weights_C, wants_gradient)
+
+
 def _softmax(
     logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, wants_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Losses, hits, and weight * (softmax - one-hot) = d loss / d logits, in the dtype of the logits."""
-    wide_CV, labels_C1 = logits_CV.float(), labels_C[:, None]
+    wide_CV = logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
+    labels_C1 = labels_C[:, None]
     logsumexp_C1 = wide_CV.logsumexp(-1, keepdim=True)
     right_C = wide_CV.argmax(-1) == labels_C
     losses_C = (logsumexp_C1 - wide_CV.gather(1, labels_C1))[:, 0]
     if not wants_gradient:
         return losses_C, right_C, None
     grad_CV = wide_CV.sub_(logsumexp_C1).exp_()
-    grad_CV.scatter_add_(1, labels_C1, torch.full_like(labels_C1, -1.0, dtype=torch.float32))
+    grad_CV.scatter_add_(1, labels_C1, torch.full_like(labels_C1, -1.0, dtype=grad_CV.dtype))
     return losses_C, right_C, grad_CV.mul_(weights_C[:, None]).to(logits_CV.dtype)
 
 
@@ -78,7 +90,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden_RD: Tensor, head_VD: Tensor, labels_R: Tensor, row_weights_R: Tensor):
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
         wants_gradient = wants_hidden or wants_head
-        softmax = _compiled_softmax if rowwise.serves(hidden_RD) else _softmax
         num_rows, (vocab, _) = len(hidden_RD), head_VD.shape
         chunk = max(128, CHUNK_ELEMENTS // vocab)
         losses_R = torch.empty(num_rows, dtype=torch.float32, device=hidden_RD.device)
@@ -91,7 +102,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = slice(start, min(start + chunk, num_rows))
             hidden_CD = hidden_RD[rows]
             logits_CV = torch.mm(hidden_CD, head_VD.T, out=buffer[: len(hidden_CD)])
-            losses_R[rows], right_R[rows], grad_CV = softmax(logits_CV, labels_R[rows], row_weights_R[rows], wants_gradient)
+            weights_C = row_weights_R[rows]
+            losses_R[rows], right_R[rows], grad_CV = softmax_rows(logits_CV, labels_R[rows], weights_C, wants_gradient)
             if grad_CV is None:
                 continue
             if hidden_grad_RD is not None:
