@@ -26,10 +26,10 @@ from ernie45.engine import llm
 from ernie45.engine.request import Event, FinishReason, Request
 from ernie45.processor import Processor
 from ernie45.processor.media_cache import MediaCache
+from ernie45.processor.reasoning import Delta, ReasoningStream, has_response_tags
 from ernie45.processor.source import MediaLimits
 from ernie45.processor.tokenizer import IncrementalDecoder
 from ernie45.server.answer import Answer
-from ernie45.server.reasoning import Delta, ReasoningStream, has_response_tags
 from ernie45.server.sampling import SamplingDefaults
 from ernie45.server.stops import StopStrings
 from ernie45.server.thinking import thought_is_open

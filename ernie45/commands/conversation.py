@@ -13,8 +13,8 @@ from typing import Any
 from ernie45.config.engine import EngineConfig
 from ernie45.config.sampling import SamplingParams
 from ernie45.offline import LLM, TextCompletion
+from ernie45.processor.reasoning import Delta
 from ernie45.processor.source import is_url
-from ernie45.server.reasoning import Delta
 
 
 @dataclass(frozen=True, kw_only=True)

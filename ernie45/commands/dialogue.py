@@ -15,7 +15,7 @@ from ernie45.commands.picture import render
 from ernie45.commands.terminal import Terminal
 from ernie45.config.errors import Ernie45Error
 from ernie45.processor.media import load_image
-from ernie45.server.reasoning import Delta
+from ernie45.processor.reasoning import Delta
 
 HELP = """\
 /image FILE      add a picture to your next question (path or URL)

@@ -6,7 +6,7 @@ Knows nothing about HTTP or the engine.
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from ernie45.server.reasoning import Delta, ReasoningStream
+from ernie45.processor.reasoning import Delta, ReasoningStream
 from ernie45.server.stops import StopStrings
 from ernie45.server.tools import CallStart, Content, Event, ToolCallStream
 

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+from ernie45.processor.reasoning import Delta
 from ernie45.processor.tokenizer import Tokenizer
 from ernie45.server.choice import Choice, Piece
 from ernie45.server.job import Task
 from ernie45.server.logprobs import chat_logprobs
-from ernie45.server.reasoning import Delta
 from ernie45.server.reply import Reply
 
 

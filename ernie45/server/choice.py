@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ernie45.config.sampling import TokenLogprob
+from ernie45.processor.reasoning import Delta, Part, ReasoningStream
 from ernie45.processor.tokenizer import IncrementalDecoder, Tokenizer
 from ernie45.server.answer import Answer, join
 from ernie45.server.job import Job
 from ernie45.server.messages import FinishReason, Tokens
-from ernie45.server.reasoning import Delta, Part, ReasoningStream
 from ernie45.server.stops import StopStrings
 
 

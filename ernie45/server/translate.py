@@ -14,6 +14,7 @@ from ernie45.config.errors import CheckpointError, RequestError
 from ernie45.config.inputs import ModelInput
 from ernie45.config.sampling import SamplingParams
 from ernie45.processor import Processor
+from ernie45.processor.reasoning import has_response_tags
 from ernie45.processor.source import is_url
 from ernie45.processor.template import ChatTemplate
 from ernie45.server.errors import ApiError
@@ -22,7 +23,6 @@ from ernie45.server.media import MediaRequest
 from ernie45.server.protocol import AssistantMessage, ChatRequest, ConversationFields, Message, UserMessage
 from ernie45.server.protocol.parts import ImagePart, TextPart, ToolMessage, VideoPart
 from ernie45.server.protocol.sampling import SamplingFields
-from ernie45.server.reasoning import has_response_tags
 from ernie45.server.sampling import sampling_params, seeds, stop_strings
 from ernie45.server.thinking import thinking_budget, thinking_switch, thought_is_open
 from ernie45.server.tool_choice import answer_grammar, in_order_of_calls, tool_use, tools_of

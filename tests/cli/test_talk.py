@@ -12,7 +12,7 @@ from ernie45 import cli
 from ernie45.commands.conversation import Conversation
 from ernie45.commands.dialogue import Dialogue, show_answer
 from ernie45.commands.terminal import Terminal
-from ernie45.server.reasoning import Delta
+from ernie45.processor.reasoning import Delta
 
 
 @pytest.fixture

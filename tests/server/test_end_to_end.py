@@ -27,7 +27,7 @@ from ernie45.config.sampling import SamplingParams
 from ernie45.engine.llm import LLM
 from ernie45.model.multimodal import ErnieModel
 from ernie45.processor import Processor
-from ernie45.server.reasoning import split_reasoning
+from ernie45.processor.reasoning import split_reasoning
 from tests.small_model import small_config
 
 COMMAND = "--max-model-len 32768 --enable-mm --reasoning-parser ernie-45-vl"

@@ -7,9 +7,9 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ernie45.processor.reasoning import Delta, Part
 from ernie45.server.protocol import AssistantMessage
 from ernie45.server.protocol.tools import FunctionCall, ToolCall
-from ernie45.server.reasoning import Delta, Part
 
 Event = dict[str, Any]
 

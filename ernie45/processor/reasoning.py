@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 THINK_END = "</think>"
 RESPONSE, RESPONSE_END = "<response>", "</response>"
 
-# Of a tool call, first its name, then its arguments in pieces; see `tools`.
+# Of a tool call, first its name, then its arguments in pieces.
 Part = Literal["reasoning", "content", "call", "arguments"]
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ernie45.server.reasoning import ReasoningStream, split_reasoning
+from ernie45.processor.reasoning import ReasoningStream, split_reasoning
 from ernie45.server.stops import StopStrings
 
 
