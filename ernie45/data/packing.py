@@ -27,15 +27,17 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageBatch:
-    """Packed sequences with labels.
+    """Packed sequences with labels: one shard of a step.
 
-    rows_R: rows of the packed tokens that have a label; labels_R: that label. token_budget: tokens the batch had room for.
+    rows_R: rows of the packed tokens that have a label; labels_R: that label. weights_R: fp32, what a row's loss counts in the
+    loss of the whole step; over all shards the weighted losses add up to it. share: this shard's, in a mean over shards.
     """
 
     packed: PackedBatch
     rows_R: Tensor
     labels_R: Tensor
-    token_budget: int
+    weights_R: Tensor
+    share: float
 
 
 def fill(token_budget: int, draw: Callable[[int], Labelled]) -> list[Labelled]:
@@ -53,14 +55,29 @@ def fill(token_budget: int, draw: Callable[[int], Labelled]) -> list[Labelled]:
     return chosen
 
 
-def collate(items: Sequence[Labelled], token_budget: int) -> LanguageBatch:
-    """Pack sequences, pictures of one shape and sequences of one length side by side, where attention takes them together."""
-    ordered = sorted(items, key=lambda item: ([medium.grid for medium in item.inputs.media], len(item.inputs)))
+def token_balanced_weights(items: Sequence[Labelled], num_tokens: int) -> list[float]:
+    """1 / num_tokens for every sequence; num_tokens: all tokens a step has room for, pictures and prompts included.
+
+    In sample i a label so counts 1 / (labelled + masked tokens), not 1 / labelled: a long picture with a short answer does not
+    outweigh a text. A constant, so a step's gradient is a sum over its tokens. Source: ERNIE 4.5's token-balanced loss.
+    """
+    return [1 / num_tokens] * len(items)
+
+
+def collate(items: Sequence[Labelled], weights: Sequence[float], share: float) -> LanguageBatch:
+    """Pack sequences, pictures of one shape and sequences of one length side by side, where attention takes them together.
+
+    weights: one a sequence, for each of its labels, in the loss of the whole step; share: as in `LanguageBatch`.
+    """
+    places = sorted(range(len(items)), key=lambda i: ([medium.grid for medium in items[i].inputs.media], len(items[i].inputs)))
+    ordered = [items[place] for place in places]
     labels = np.concatenate([item.labels_S for item in ordered])
     rows = np.flatnonzero(labels != IGNORED)
+    by_token = np.repeat(np.array([weights[place] for place in places], dtype=np.float32), [len(i.inputs) for i in ordered])
     return LanguageBatch(
         packed=pack([item.inputs for item in ordered]),
         rows_R=torch.from_numpy(rows),
         labels_R=torch.from_numpy(labels[rows]),
-        token_budget=token_budget,
+        weights_R=torch.from_numpy(by_token[rows]),
+        share=share,
     )

@@ -59,7 +59,7 @@ def expert_usage(folder: Path, num_samples: int = 400) -> dict[str, np.ndarray]:
     encoder, rng = SampleEncoder(processor), Random("expert usage")
     items: list[Labelled] = [encoder.encode(mixture.draw(rng), rng.random() < 0.5) for _ in range(num_samples)]
     with torch.no_grad():
-        routers = model(collate(items, sum(len(item.inputs) for item in items)).packed).routers
+        routers = model(collate(items, [1.0] * len(items), 1.0).packed).routers
     pools = [router.pool for router in routers[0]]
     counts = {
         pool: np.array([layer[place].tokens_per_expert_E.numpy() for layer in routers]) for place, pool in enumerate(pools)

@@ -7,12 +7,9 @@ jointly on whole texts, then supervised answers, with and without thoughts, whil
 import hashlib
 import json
 import shutil
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -30,6 +27,7 @@ from ernie45.train.objectives.language import language_forward, language_loss
 from ernie45.train.objectives.sight import sight_forward, sight_loss, word_counts
 from ernie45.train.progress import Progress
 from ernie45.train.stage import Stage
+from ernie45.train.stop import stop_on_signal
 from ernie45.train.storage import write_atomically
 from ernie45.train.workers import Workers, started
 
@@ -81,7 +79,7 @@ def train_tiny(config: TinyTrainConfig, out: Path, fresh: bool = False) -> bool:
         shutil.rmtree(folder, ignore_errors=True)
     write_atomically(folder / "config.json", (json.dumps(to_dict(config), indent=2) + "\n").encode())
     torch.set_num_threads(1)
-    with started(config.loop.processes, train_worker, config, folder) as workers, stop_on_interrupt() as stop:
+    with started(config.loop.processes, train_worker, config, folder) as workers, stop_on_signal() as stop:
         trainer = build_trainer(config, workers)
         with Progress(trainer.num_steps) as progress:
             run_state = Run(folder=folder, fingerprint=fingerprint(config), stop_requested=stop.is_set, on_step=progress.show)
@@ -118,6 +116,7 @@ def stages_of(config: TinyTrainConfig, processor: Processor) -> list[Stage]:
             thinking_share=thinking_share,
             whole_text=whole_text,
             token_budget=config.token_budget,
+            num_shards=config.loop.num_shards,
         )
         return LanguageBatches(data, digits, processor)
 
@@ -125,7 +124,7 @@ def stages_of(config: TinyTrainConfig, processor: Processor) -> list[Stage]:
     vision = Stage(
         name="vision",
         schedule=replace(_schedule(config.vision_steps, decay=0.4, final_ratio=0.2), peak=3),
-        batch=SightBatches(config.seed, config.pictures, digits),
+        batch=SightBatches(config.seed, config.pictures, digits, config.loop.num_shards),
         forward=lambda modules, batch: sight_forward(modules["model"], counts_CV, batch),
         objective=sight_loss,
         trains=lambda name: name.startswith(("model.vision_model.", "model.resampler_model.")),
@@ -161,31 +160,6 @@ def fingerprint(config: TinyTrainConfig) -> str:
     """Of all settings that change what is learnt; the number of processes and the time between checkpoints do not."""
     data = to_dict(replace(config, loop=replace(config.loop, processes=1, checkpoint_seconds=LoopConfig.checkpoint_seconds)))
     return hashlib.sha256(json.dumps([data, WEIGHTS], sort_keys=True).encode()).hexdigest()
-
-
-class StopFlag:
-    """Set by the first Ctrl-C; a second one ends the program at once."""
-
-    def __init__(self) -> None:
-        self._set = False
-
-    def is_set(self) -> bool:
-        return self._set
-
-    def on_signal(self, number: int, frame: Any) -> None:
-        self._set = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextmanager
-def stop_on_interrupt() -> Iterator[StopFlag]:
-    """Ctrl-C asks the loop to stop after a checkpoint instead of raising."""
-    flag = StopFlag()
-    before = signal.signal(signal.SIGINT, flag.on_signal)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def write_model(trainer: Trainer, config: TinyTrainConfig, out: Path) -> None:

@@ -4,7 +4,7 @@ Knows nothing about what is learnt: batches, forwards and objectives come with t
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ernie45.config.train import LoopConfig, OptimConfig
 from ernie45.model.multimodal import ErnieModel
 from ernie45.train.optim import Optimizer
 from ernie45.train.routing import balance_step, max_violation, orthogonal_step, pools_of, usage_of
-from ernie45.train.stage import Stage
+from ernie45.train.stage import Stage, Stateful
 from ernie45.train.storage import MetricsLog, load_checkpoint, save_checkpoint
 from ernie45.train.workers import Workers
 
@@ -28,12 +28,13 @@ LOG_EVERY = 10
 class Run:
     """Where a run lives and what it is told.
 
-    folder: for checkpoint and metrics; only rank 0 writes. fingerprint: of the config; a checkpoint of another one is refused.
+    folder: for checkpoint and metrics; only rank 0 writes. fingerprint: of the config; a checkpoint of another one is refused;
+    None takes any.
     stop_requested: asked before each step on rank 0; True ends the run after a checkpoint. on_step: told every step's entry.
     """
 
     folder: Path
-    fingerprint: str
+    fingerprint: str | None
     stop_requested: Callable[[], bool] = lambda: False
     on_step: Callable[[dict[str, Any]], None] = lambda entry: None
 
@@ -91,6 +92,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "average": self.averaged_state(),
             "biases": biases,
+            "stateful": {name: item.state_dict() for name, item in self._stateful()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -103,12 +105,19 @@ class Trainer:
             self.average = torch.cat([state["average"][span.name].flatten() for span in flat.spans])
         for name, pool in self._pools:
             pool.router.correction_bias.copy_(state["biases"][name])
+        for name, item in self._stateful():
+            item.load_state_dict(state["stateful"][name])
+
+    def _stateful(self) -> Iterator[tuple[str, Stateful]]:
+        for stage in self.stages:
+            for name, item in stage.stateful.items():
+                yield f"{stage.name}.{name}", item
 
     def _resume(self, run: Run) -> None:
         state = load_checkpoint(run.folder)
         if state is None:
             return
-        if state.get("fingerprint") != run.fingerprint:
+        if run.fingerprint is not None and state.get("fingerprint") != run.fingerprint:
             raise CheckpointError(
                 f"checkpoint in {run.folder} belongs to a run with other settings; "
                 "use the same settings, another --out, or --fresh to start again"
@@ -127,6 +136,7 @@ class Trainer:
     def _step(self, stage: Stage, step: int, stop: bool) -> dict[str, Any]:
         """One update. 1 shards forward and backward, 2 sum over processes, 3 optimiser, 4 routers, 5 average."""
         started = time.process_time()
+        told = stage.before_step(step) if stage.before_step is not None else {}
         totals = self._shards(stage, step)
         stop_total = self._add_up(totals, stop)
         batches = self.optimizer.select(stage.trains)
@@ -140,7 +150,9 @@ class Trainer:
                 balance_step(pool.router, usage_E, stage.routers.bias_rate * factor)
         if stage.keeps_average:
             self._average()
-        return self._entry(stage, step, totals) | {
+        return {
+            **self._entry(stage, step, totals),
+            **told,
             "lr_factor": factor,
             "grad_norm": float(norm),
             "cpu_seconds": time.process_time() - started,
@@ -157,7 +169,7 @@ class Trainer:
             batch = stage.batch(step, shard)
             outputs = stage.forward(self.modules, batch)
             loss = stage.objective(outputs, batch, stage.objective_config)
-            (loss.loss / self.config.num_shards).backward()
+            loss.loss.backward()
             if stage.routers is not None:
                 for total_E, usage_E in zip(self._usage, usage_of(outputs.routers), strict=True):
                     total_E += usage_E

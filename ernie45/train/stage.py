@@ -3,12 +3,20 @@
 Knows nothing about processes, files or progress.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from ernie45.config.train import RouterConfig, ScheduleConfig
 from ernie45.train.objectives.loss import Loss
+
+
+class Stateful(Protocol):
+    """What can be put into a checkpoint: plain types and tensors."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +26,8 @@ class Stage:
     batch: (step, shard) -> batch; pure, so that a run can go on at any step. forward: (modules, batch) -> outputs, with the
     trainer's modules by name. objective: (outputs, batch, config) -> Loss; pure. trains: which parameters, by name
     ("model.norm.weight"), learn here. routers: upkeep of the routers, or None where they do not run. keeps_average: whether the
-    averaged weights follow.
+    averaged weights follow. before_step: called on every process before the shards of a step (rollouts, a curriculum); its
+    numbers are logged. stateful: what else a step depends on, by name, kept in checkpoints.
     """
 
     name: str
@@ -30,3 +39,5 @@ class Stage:
     trains: Callable[[str], bool] = field(default=lambda name: True)
     routers: RouterConfig | None = None
     keeps_average: bool = False
+    before_step: Callable[[int], Mapping[str, float]] | None = None
+    stateful: Mapping[str, Stateful] = field(default_factory=dict)

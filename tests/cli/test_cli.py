@@ -67,7 +67,7 @@ def test_help_of_every_command_teaches_and_loads_no_torch(command: str) -> None:
             ["convert", "a", "b", "--layout", "padle"],
             ".*--layout \\('padle'\\) must be one of pt, native, paddle; did you mean paddle\\?",
         ),
-        (["train", "tinny"], "ernie45 train: error: RECIPE \\('tinny'\\) must be one of tiny; did you mean tiny\\?"),
+        (["train", "tinny"], "ernie45 train: error: STAGE \\('tinny'\\) must be one of .*; did you mean tiny\\?"),
         (["serve", "--model", "tiny"], "ernie45 serve: error: --model is not for this server; the model has no flag: .*"),
         (["serve", "tiny", "--enable-lora"], ".*--enable-lora is not for this server; leave it out: --lora-modules .*"),
         (["serve", "tiny", "--speculative-config", "ngram"], '.*for example \'{"method": "ngram", .*'),

@@ -8,14 +8,13 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from ernie45 import cli
-from ernie45.commands import showcase, train
+from ernie45.commands import showcase
 from ernie45.commands.conversation import Conversation
 from ernie45.evals import tiny as scores
 from ernie45.evals.tiny import Report, SkillScore
@@ -86,7 +85,7 @@ def test_train_hands_over_its_options(monkeypatch: pytest.MonkeyPatch, capsys: p
         calls.append((out, options))
         return len(calls) == 1
 
-    monkeypatch.setattr(train, "import_module", lambda name: SimpleNamespace(run=run))
+    monkeypatch.setattr("ernie45.recipes.tiny.run", run)
     assert cli.main(["train", "tiny", "--seed", "3", "--set", "optim.lr=0.01", "--set", "joint_steps=9"]) == 0
     expected = {"seed": 3, "processes": 2, "fresh": False, "overrides": {"optim.lr": "0.01", "joint_steps": "9"}}
     assert calls == [(Path("runs/tiny"), expected)]

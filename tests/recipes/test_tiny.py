@@ -1,8 +1,6 @@
 """The tiny recipe, shortened to seconds: from nothing to a model folder, interrupted and refused."""
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +71,6 @@ def test_bad_settings_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=message):
             tiny.run(tmp_path / "out", processes=processes, overrides=overrides)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_first_interrupt_asks_and_the_second_ends() -> None:
-    def interrupt() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        signal.sigtimedwait([], 1)
-
-    with tiny.stop_on_interrupt() as stop:
-        assert not stop.is_set()
-        interrupt()
-        assert stop.is_set()
-        with pytest.raises(KeyboardInterrupt):
-            interrupt()
 
 
 def test_stages_follow_the_real_order() -> None:

@@ -54,6 +54,8 @@ def text_batch(processor: Processor) -> LanguageBatch:
     return batches_of(processor, {"arithmetic": 1.0})(0, 0)
 
 
-def batches_of(processor: Processor, weights: dict[str, float]) -> LanguageBatches:
-    data = LanguageData(name="test", seed=0, weights=weights, thinking_share=0.5, whole_text=False, token_budget=300)
+def batches_of(processor: Processor, weights: dict[str, float], num_shards: int = 1) -> LanguageBatches:
+    data = LanguageData(
+        name="test", seed=0, weights=weights, thinking_share=0.5, whole_text=False, token_budget=300, num_shards=num_shards
+    )
     return LanguageBatches(data, training_digits("fit"), processor)

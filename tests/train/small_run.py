@@ -37,7 +37,7 @@ def trainer(workers: Workers, processes: int = 1, checkpoint_seconds: float = 1e
     vision = Stage(
         name="vision",
         schedule=ScheduleConfig(num_steps=3, warmup_steps=1),
-        batch=SightBatches(0, 4, training_digits("fit")),
+        batch=SightBatches(0, 4, training_digits("fit"), num_shards=2),
         forward=lambda modules, batch: sight_forward(modules["model"], counts_CV, batch),
         objective=sight_loss,
         trains=lambda name: "vision_model" in name or "resampler" in name,
@@ -45,7 +45,7 @@ def trainer(workers: Workers, processes: int = 1, checkpoint_seconds: float = 1e
     language = Stage(
         name="language",
         schedule=ScheduleConfig(num_steps=9, warmup_steps=0, decay_steps=5),
-        batch=batches_of(tiny_processor(), {"read": 1.0, "arithmetic": 1.0}),
+        batch=batches_of(tiny_processor(), {"read": 1.0, "arithmetic": 1.0}, num_shards=2),
         forward=lambda modules, batch: language_forward(modules["model"], batch),
         objective=language_loss,
         objective_config=RouterConfig(),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ernie45.data.packing import Labelled, LanguageBatch, collate, fill
+from ernie45.data.packing import Labelled, LanguageBatch, collate, fill, token_balanced_weights
 from ernie45.data.tiny.canvas import CELL, Mark
 from ernie45.data.tiny.charts import LETTERS, Chart, chart
 from ernie45.data.tiny.digits import DigitSet
@@ -36,7 +36,7 @@ class LanguageData:
     """What a language stage is made of.
 
     weights: skill -> share. thinking_share: of samples answered with thoughts. whole_text: labels on questions too.
-    token_budget: tokens of one shard.
+    token_budget: tokens of one shard. num_shards: of a step.
     """
 
     name: str
@@ -45,6 +45,7 @@ class LanguageData:
     thinking_share: float
     whole_text: bool
     token_budget: int
+    num_shards: int = 1
 
 
 class LanguageBatches:
@@ -63,28 +64,31 @@ class LanguageBatches:
             sample = self._mixture.draw(rng)
             return self._encoder.encode(sample, rng.random() < data.thinking_share, data.whole_text)
 
-        return collate(fill(data.token_budget, draw), data.token_budget)
+        items = fill(data.token_budget, draw)
+        return collate(items, token_balanced_weights(items, data.token_budget * data.num_shards), 1 / data.num_shards)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SightBatch:
-    """Pictures, and for each visual token what it shows: an index into `SHOWN`."""
+    """Pictures, and for each visual token what it shows: an index into `SHOWN`. share: of the step, as in `LanguageBatch`."""
 
     vision: VisionBatch
     shown_R: Tensor
+    share: float = 1.0
 
 
 class SightBatches:
     """Strips of 1 to 4 of the given digits, scenes and bar charts for the vision tower's own stage."""
 
-    def __init__(self, seed: int, num_pictures: int, digits: DigitSet) -> None:
+    def __init__(self, seed: int, num_pictures: int, digits: DigitSet, num_shards: int = 1) -> None:
         self._seed = seed
+        self._num_shards = num_shards
         self._num_pictures = num_pictures
         self._writer = StripWriter(digits)
 
     def __call__(self, step: int, shard: int) -> SightBatch:
         rng = Random(f"{self._seed}/sight/{step}/{shard}")
-        return sight_batch([self._picture(rng) for _ in range(self._num_pictures)])
+        return sight_batch([self._picture(rng) for _ in range(self._num_pictures)], 1 / self._num_shards)
 
     def _picture(self, rng: Random) -> Picture:
         kind = rng.random()
@@ -95,7 +99,7 @@ class SightBatches:
         return self._writer.strip(rng, rng.choice((1, 2, 2, 3, 3, 4, 4)))
 
 
-def sight_batch(pictures: list[Picture]) -> SightBatch:
+def sight_batch(pictures: list[Picture], share: float = 1.0) -> SightBatch:
     """Patches and token labels, pictures of one shape side by side."""
     pictures = sorted(pictures, key=lambda picture: picture.picture_HWC.shape)
     shapes = [picture.picture_HWC.shape for picture in pictures]
@@ -108,6 +112,7 @@ def sight_batch(pictures: list[Picture]) -> SightBatch:
     return SightBatch(
         vision=vision,
         shown_R=torch.from_numpy(np.concatenate(labels)),
+        share=share,
     )
 
 

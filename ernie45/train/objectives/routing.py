@@ -32,8 +32,8 @@ def z_loss(router: RouterOutput) -> Tensor:
     return router.logits_RE.logsumexp(-1).square().sum() / max(len(router.logits_RE), 1)
 
 
-def router_losses(routers: Sequence[Sequence[RouterOutput]], config: RouterConfig) -> Tensor | None:
-    """Weighted sum of both losses over layers and pools; None if both weights are 0."""
+def router_losses(routers: Sequence[Sequence[RouterOutput]], config: RouterConfig, share: float = 1.0) -> Tensor | None:
+    """Weighted sum of both losses over layers and pools, times the shard's share of the step; None if both weights are 0."""
     if not (config.aux_weight or config.z_weight):
         return None
     total = torch.zeros(())
@@ -42,7 +42,7 @@ def router_losses(routers: Sequence[Sequence[RouterOutput]], config: RouterConfi
             total = total + config.aux_weight * aux_loss(router)
         if config.z_weight:
             total = total + config.z_weight * z_loss(router)
-    return total
+    return total * share
 
 
 def gradient_only(loss: Tensor, extra: Tensor | None) -> Tensor:

@@ -40,7 +40,7 @@ def sight_forward(model: ErnieModel, counts_CV: Tensor, batch: SightBatch) -> Si
 
 
 def sight_loss(outputs: SightOutputs, batch: SightBatch, config: object = None) -> Loss:
-    """Cross entropy, averaged over visual tokens. Accuracy counts tokens that show something."""
+    """Cross entropy, averaged over a shard's visual tokens. Accuracy counts tokens that show something."""
     shown_R = batch.shown_R
     loss = F.cross_entropy(outputs.shown_RC, shown_R)
     filled_R = shown_R != NOTHING
@@ -49,4 +49,4 @@ def sight_loss(outputs: SightOutputs, batch: SightBatch, config: object = None) 
         "loss": (loss.detach() * len(shown_R), len(shown_R)),
         "accuracy": (right_R.sum(), int(torch.count_nonzero(filled_R))),
     }
-    return Loss(loss, metrics)
+    return Loss(loss * batch.share, metrics)
