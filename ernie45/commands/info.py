@@ -94,7 +94,8 @@ def describe(model: str) -> Iterator[str]:
 
 
 def _read_folder(model: str) -> tuple[Preset, ModelConfig, list[str]]:
-    from ernie45.checkpoint.folder import read_config
+    from ernie45.checkpoint.folder import read_config, read_config_json
+    from ernie45.config.model_json import unread_keys
 
     folder = TINY_FOLDER if model == "tiny" else Path(model)
     if not folder.is_dir():
@@ -103,6 +104,9 @@ def _read_folder(model: str) -> tuple[Preset, ModelConfig, list[str]]:
     weights = sorted(folder.glob("*.safetensors"))
     size = sum(path.stat().st_size for path in weights)
     files = [f"files: {len(weights)} safetensors, {_size(size)}"] if weights else ["files: no safetensors here"]
+    if unread := unread_keys(read_config_json(folder)):
+        line = f"config.json, keys without effect here: {', '.join(unread)}"
+        files += textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     preset = PRESETS["tiny"] if model == "tiny" else Preset(title=str(folder), config=lambda: config)
     return preset, config, files
 

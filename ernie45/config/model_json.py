@@ -6,8 +6,9 @@ Knows nothing about files, tensors or torch. Four families of files exist, told 
     ernie4_5_vl_moe   nested: transformers' native class, with text_config and vision_config
     ernie4_5_moe      text models with experts, ernie4_5: dense text models; flat in every release
 
-A key that would change the arithmetic and has another value than ours is an error. Other keys that are not read (training
-options, settings of other programs) have no effect here, as in the programs that wrote them.
+A key that would change the arithmetic and has another value than ours is an error, and so is one that looks misspelt or
+misplaced (`model_json_check`). Other keys that are not read (training options, settings of other programs) have no effect
+here, as in the programs that wrote them; `unread_keys` lists them.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from typing import Any
 
 from ernie45.config.errors import CheckpointError
 from ernie45.config.model import ExpertPoolConfig, ModelConfig, SpecialTokens, VisionConfig
+from ernie45.config.model_json_check import check_keys
+from ernie45.config.model_json_check import unread_keys as _unread_keys
 from ernie45.config.model_json_keys import (
     ARCHITECTURES,
     DENSE,
@@ -29,25 +32,8 @@ from ernie45.config.model_json_keys import (
 )
 from ernie45.config.model_json_writer import config_to_json
 
-__all__ = ["LAYOUT_NAMES", "LayoutName", "config_from_json", "config_to_json"]
+__all__ = ["LAYOUT_NAMES", "LayoutName", "config_from_json", "config_to_json", "unread_keys"]
 
-# Values that the model computes with; a file may leave the key out or repeat the value.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "use_bias": (False,),
-    "use_rmsnorm": (True,),
-    "use_qk_norm": (False,),
-    "compression_ratio": (1, 1.0),
-    "rope_3d": (True,),
-    "mm_vocab_size": (0,),
-    "moe_gate_act": ("softmax",),
-    "scoring_func": ("softmax",),
-    "moe_norm_gate_logits": (True,),
-    "moe_use_aux_free": (True,),
-    "moe_use_hard_gate": (True,),
-    "moe_group_experts": (False,),
-}
-_FIXED_VISION: dict[str, tuple[Any, ...]] = {"hidden_act": ("quick_gelu",)}
 _ROPE_TYPES = (None, "default", "mrope")
 
 
@@ -62,6 +48,7 @@ def config_from_json(data: Mapping[str, Any]) -> ModelConfig:
         raise CheckpointError(
             "config.json has quantization_config: quantised checkpoints cannot be read; use the bf16 release of the model"
         )
+    check_keys(data, model_type)
     if model_type == NATIVE_VL:
         text, vision = data.get("text_config") or {}, data.get("vision_config") or {}
         tie = data.get("tie_word_embeddings", text.get("tie_word_embeddings", True))
@@ -70,6 +57,11 @@ def config_from_json(data: Mapping[str, Any]) -> ModelConfig:
         return _read(text, vision=_read_vision(vision, data), moe=_native_layers(text), tokens=tokens)
     vision = _read_vision(data.get("vision_config") or {}, data) if model_type == FLAT_VL else None
     return _read(data, vision=vision, moe=None if model_type == DENSE else _flat_layers(data), tokens=data)
+
+
+def unread_keys(data: Mapping[str, Any]) -> list[str]:
+    """Keys of a `config.json` that have no effect here, sorted. CheckpointError for another architecture."""
+    return _unread_keys(data, _model_type(data))
 
 
 def _model_type(data: Mapping[str, Any]) -> str:
@@ -92,7 +84,6 @@ def _read(
     data: Mapping[str, Any], *, vision: VisionConfig | None, moe: tuple[int, int] | None, tokens: Mapping[str, Any]
 ) -> ModelConfig:
     """moe: (first layer with experts, interval) or None for a dense model."""
-    _check_fixed(data, _FIXED)
     hidden, num_heads = _need(data, "hidden_size"), _need(data, "num_attention_heads")
     head_dim = _get(data, "head_dim", hidden // num_heads)
     pools = () if moe is None else _read_pools(data, multimodal=vision is not None)
@@ -187,6 +178,11 @@ def _mrope_section(data: Mapping[str, Any], head_dim: int) -> tuple[int, int, in
     if section := _get(rope, "mrope_section", []):
         if len(section) != 3:
             raise CheckpointError(f"mrope_section ({section!r}) in config.json must have 3 numbers: height, width, time")
+        if _get(data, "freq_allocation", section[2]) != section[2]:
+            raise CheckpointError(
+                f"freq_allocation ({data['freq_allocation']}) in config.json must be the last number of mrope_section "
+                f"({section[2]}); correct one"
+            )
         return section[0], section[1], section[2]
     time = _get(data, "freq_allocation", num_pairs - 2 * (num_pairs * 22 // 64))
     return (num_pairs - time) // 2, (num_pairs - time) // 2, time
@@ -194,7 +190,6 @@ def _mrope_section(data: Mapping[str, Any], head_dim: int) -> tuple[int, int, in
 
 def _read_vision(vision: Mapping[str, Any], top: Mapping[str, Any]) -> VisionConfig:
     """`top` has the merge sizes in flat files."""
-    _check_fixed(vision, _FIXED_VISION)
     hidden = _get(vision, "hidden_size", _get(vision, "embed_dim", 1280))
     if _get(vision, "embed_dim", hidden) != hidden:
         raise CheckpointError(
@@ -203,6 +198,11 @@ def _read_vision(vision: Mapping[str, Any], top: Mapping[str, Any]) -> VisionCon
     rope = vision.get("rope_parameters") or {}
     patch_size = vision.get("patch_size")
     patch_size = patch_size[0] if isinstance(patch_size, list) and patch_size else _get(vision, "patch_size", 14)
+    spatial = _get(vision, "spatial_merge_size", _get(top, "spatial_conv_size", 2))
+    temporal = _get(vision, "temporal_merge_size", _get(top, "temporal_conv_size", 2))
+    for key, value in (("pixel_hidden_size", hidden), ("spatial_conv_size", spatial), ("temporal_conv_size", temporal)):
+        if _get(top, key, value) != value:
+            raise CheckpointError(f"{key} ({top[key]!r}) in config.json must be {value}, as vision_config has it; correct one")
     return VisionConfig(
         depth=_get(vision, "depth", 32),
         hidden_size=hidden,
@@ -210,8 +210,8 @@ def _read_vision(vision: Mapping[str, Any], top: Mapping[str, Any]) -> VisionCon
         intermediate_size=_get(vision, "intermediate_size", int(hidden * _get(vision, "mlp_ratio", 4.0))),
         in_channels=_get(vision, "in_channels", _get(vision, "in_chans", 3)),
         patch_size=patch_size,
-        spatial_merge_size=_get(vision, "spatial_merge_size", _get(top, "spatial_conv_size", 2)),
-        temporal_merge_size=_get(vision, "temporal_merge_size", _get(top, "temporal_conv_size", 2)),
+        spatial_merge_size=spatial,
+        temporal_merge_size=temporal,
         norm_eps=_get(vision, "rms_norm_eps", VISION_NORM_EPS),
         rope_theta=float(_get(rope, "rope_theta", VISION_ROPE_THETA)),
     )
@@ -238,15 +238,6 @@ def _read_tokens(data: Mapping[str, Any]) -> SpecialTokens:
         if value is not None:
             found[field] = value[0] if isinstance(value, list | tuple) else value
     return SpecialTokens(**found)
-
-
-def _check_fixed(data: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> None:
-    for key, allowed in fixed.items():
-        if data.get(key) is not None and data[key] not in allowed:
-            raise CheckpointError(
-                f"{key} ({data[key]!r}) in config.json must be {allowed[0]!r}: this model is computed no other way; "
-                "use a released ERNIE 4.5 model"
-            )
 
 
 def _need(data: Mapping[str, Any], key: str) -> int:

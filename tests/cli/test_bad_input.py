@@ -54,8 +54,15 @@ def another_architecture(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
 
 
+def misspelt_key(folder: Path) -> None:
+    data = json.loads((folder / "config.json").read_text())
+    data["num_key_value_head"] = data.pop("num_key_value_heads")
+    (folder / "config.json").write_text(json.dumps(data))
+
+
 DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (without_config, "has no config.json"),
+    (misspelt_key, "num_key_value_head (2) in config.json is not known: probably num_key_value_heads is meant"),
     (cut_weights, "model.safetensors"),
     (scramble_weights, "model.safetensors"),
     (another_architecture, "llama"),

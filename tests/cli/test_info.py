@@ -1,8 +1,12 @@
 """`ernie45 info`: the printed table."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from ernie45 import cli
+from ernie45.config.presets import TINY_FOLDER
 
 TABLE_28B = """\
 text experts                    20,384,317,440     1,911,029,760
@@ -43,3 +47,9 @@ def test_what_is_not_verified_is_marked(capsys: pytest.CaptureFixture[str]) -> N
 def test_it_fits_eighty_columns(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     long = [line for line in info(capsys, *arguments).splitlines() if len(line) > 80]
     assert long == []
+
+
+def test_keys_without_effect_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = json.loads((TINY_FOLDER / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(data | {"moe_capacity": [8, 8, 8]}))
+    assert "keys without effect here: moe_capacity, torch_dtype, use_cache" in info(capsys, str(tmp_path))
