@@ -30,6 +30,11 @@ class GrammarState:
         """Whether the next token is held by the grammar."""
         return self._begun
 
+    @property
+    def may_end(self) -> bool:
+        """Whether the text so far is whole. False too where llguidance's bounds have stopped it halfway."""
+        return not self._begun or self._matcher.is_accepting()
+
     def advance(self, token_ids: Sequence[int]) -> None:
         """Take the next tokens of the answer."""
         for token_id in token_ids:

@@ -102,6 +102,11 @@ class History:
         self._catch_up()
         return draft if self._grammar is None else self._grammar.fitting(draft)
 
+    def is_whole(self) -> bool:
+        """Whether the answer, with all of the known tokens, is a whole text of its grammar; True without one."""
+        self._catch_up()
+        return self._grammar is None or self._grammar.may_end
+
     def _catch_up(self) -> None:
         new = self._tokens[self._num_seen :]
         if not new:

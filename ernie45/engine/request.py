@@ -248,7 +248,9 @@ class Request:
         num_tokens = len(tokens)
         visible: tuple[int, ...] = (token_id,)
         if token_id in self.params.stop_token_ids:
-            self.finish_reason, self.stop_token_id, visible = "stop", token_id, ()
+            # A stop where the grammar's text is not whole was forced, as nothing else could follow: the answer is cut off.
+            is_whole = self.history is None or self.history.is_whole()
+            self.finish_reason, self.stop_token_id, visible = "stop" if is_whole else "length", token_id, ()
         elif num_tokens >= self.limit:
             self.finish_reason = "length"
         logprobs: tuple[TokenLogprob, ...] | None = None

@@ -9,6 +9,8 @@ import pytest
 from ernie45.config.sampling import Grammar, SamplingParams
 from ernie45.engine.grammar import GrammarState
 from ernie45.engine.history import History
+from ernie45.engine.llm import LLM
+from ernie45.processor import Processor
 from ernie45.processor.grammar import GrammarCompiler
 from ernie45.processor.tokenizer import Tokenizer
 
@@ -97,6 +99,16 @@ def test_what_cannot_go_on_ends(
     state.advance(tokenizer.encode("b"))
     assert texts(tokenizer, state.allowed(())) == {tokenizer.bytes_of(STOP)}
     assert "ends here" in caplog.text
+
+
+@pytest.mark.parametrize(("pattern", "reason"), [("a{100000}", "length"), ("a{3}", "stop")])
+def test_an_answer_that_is_no_whole_text_is_cut_off_and_not_complete(pattern: str, reason: str, tokenizer: Tokenizer):
+    """llguidance's bound stops the first in the middle: clients must not take it for a text of the grammar."""
+    llm = LLM.load("tiny")
+    inputs = Processor.from_dir("ernie45/assets/tiny").encode_chat([{"role": "user", "content": "Say a."}])
+    params = SamplingParams(grammar=Grammar(kind="regex", text=pattern), stop_token_ids=(STOP,), max_tokens=50)
+    (answer,) = llm.generate([inputs], params)
+    assert (answer.finish_reason, answer.stop_token_id) == (reason, STOP)
 
 
 def test_a_history_made_anew_comes_to_the_same_place(tokenizer: Tokenizer):
