@@ -5,24 +5,16 @@ Knows nothing about where sequences come from.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ernie45.config.errors import DataError
-from ernie45.config.inputs import ModelInput
+from ernie45.data.labelled import IGNORED, Labelled
 from ernie45.model.batch import PackedBatch, pack
 
-IGNORED = -100
-
-
-class Labelled(NamedTuple):
-    """A sequence and the token to predict at each of its places: labels_S int64 [S], already shifted, IGNORED for none."""
-
-    inputs: ModelInput
-    labels_S: np.ndarray
+__all__ = ["IGNORED", "Labelled", "LanguageBatch", "collate", "fill", "token_balanced_weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +23,8 @@ class LanguageBatch:
 
     rows_R: rows of the packed tokens that have a label; labels_R: that label. weights_R: fp32, what a row's loss counts in the
     loss of the whole step; over all shards the weighted losses add up to it. share: this shard's, in a mean over shards.
+    sources: names of what the sequences come from; source_R: int64, which of them a row is of, or their number if unnamed.
+    shows_R: bool, whether the row's sequence has pictures. Both are for metrics alone.
     """
 
     packed: PackedBatch
@@ -38,6 +32,9 @@ class LanguageBatch:
     labels_R: Tensor
     weights_R: Tensor
     share: float
+    sources: tuple[str, ...] = ()
+    source_R: Tensor | None = None
+    shows_R: Tensor | None = None
 
 
 def fill(token_budget: int, draw: Callable[[int], Labelled]) -> list[Labelled]:
@@ -74,10 +71,17 @@ def collate(items: Sequence[Labelled], weights: Sequence[float], share: float) -
     labels = np.concatenate([item.labels_S for item in ordered])
     rows = np.flatnonzero(labels != IGNORED)
     by_token = np.repeat(np.array([weights[place] for place in places], dtype=np.float32), [len(i.inputs) for i in ordered])
+    sources = tuple(sorted({item.source for item in items} - {""}))
+    numbers = np.array([sources.index(item.source) if item.source else len(sources) for item in ordered])
+    shows = np.array([bool(item.inputs.media) for item in ordered])
+    lengths = [item.num_labels for item in ordered]
     return LanguageBatch(
         packed=pack([item.inputs for item in ordered]),
         rows_R=torch.from_numpy(rows),
         labels_R=torch.from_numpy(labels[rows]),
         weights_R=torch.from_numpy(by_token[rows]),
         share=share,
+        sources=sources,
+        source_R=torch.from_numpy(np.repeat(numbers, lengths)),
+        shows_R=torch.from_numpy(np.repeat(shows, lengths)),
     )
