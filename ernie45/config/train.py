@@ -41,16 +41,26 @@ class RouterConfig:
     """Upkeep of the routers, each pool on its own.
 
     bias_rate: step u of the correction bias, b += u * sign(mean usage - usage). orthogonal_weight: lambda of the orthogonal
-    step after the optimiser. aux_weight, z_weight: lambdas of the two losses; 0 leaves them out.
+    step after the optimiser. aux_weight, z_weight: lambdas of the two losses; 0 leaves them out. vision_*_ratio: of these, for
+    the vision pool.
     """
 
     bias_rate: float = 1e-2
     orthogonal_weight: float = 1e-2
     aux_weight: float = 1e-4
     z_weight: float = 1e-5
+    vision_bias_ratio: float = 1.0
+    vision_orthogonal_ratio: float = 1.0
+    vision_aux_ratio: float = 1.0
+    vision_z_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        _not_negative(self, "bias_rate", "orthogonal_weight", "aux_weight", "z_weight")
+        _not_negative(self, *(item.name for item in fields(self)))
+
+    def of_pool(self, name: str, modality: str) -> float:
+        """A setting ("bias_rate", "aux_weight", ...) for the pool of that modality."""
+        ratio = getattr(self, f"vision_{name.rpartition('_')[0]}_ratio") if modality == "vision" else 1.0
+        return getattr(self, name) * ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +164,9 @@ def _set(config: Any, path: list[str], text: str, key: str) -> Any:
     if path[0] not in names:
         raise ConfigError(f"config key ({key!r}) is unknown; {type(config).__name__} has {', '.join(names)}")
     old = getattr(config, path[0])
-    if is_dataclass(old):
+    if isinstance(old, tuple) and len(old) and is_dataclass(old[0]):
+        new = _set_named(old, path, text, key)
+    elif is_dataclass(old):
         if len(path) == 1:
             raise ConfigError(f"config key ({key!r}) is a group; set one of its fields, as in {key}.{fields(old)[0].name}=...")
         new = _set(old, path[1:], text, key)
@@ -165,9 +177,19 @@ def _set(config: Any, path: list[str], text: str, key: str) -> Any:
     return type(config)(**{name: new if name == path[0] else getattr(config, name) for name in names})
 
 
+def _set_named(items: tuple, path: list[str], text: str, key: str) -> tuple:
+    """`phases.joint.steps`: one of several groups, by its `name`."""
+    names = [item.name for item in items]
+    if len(path) < 3 or path[1] not in names:
+        raise ConfigError(f"config key ({key!r}) must be {path[0]}.NAME.FIELD, NAME one of {', '.join(names)}")
+    return tuple(_set(item, path[2:], text, key) if item.name == path[1] else item for item in items)
+
+
 def _parse(old: Any, text: str, key: str) -> Any:
     kind = type(old)
     try:
+        if kind is tuple and all(isinstance(item, str) for item in old):  # "none": an empty one
+            return () if text.lower() == "none" else tuple(part.strip() for part in text.split(",") if part.strip())
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         if kind in (int, float, str):

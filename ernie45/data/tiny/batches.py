@@ -62,7 +62,8 @@ class LanguageBatches:
 
         def draw(_index: int) -> Labelled:
             sample = self._mixture.draw(rng)
-            return self._encoder.encode(sample, rng.random() < data.thinking_share, data.whole_text)
+            item = self._encoder.encode(sample, rng.random() < data.thinking_share, data.whole_text)
+            return item._replace(source=sample.skill)
 
         items = fill(data.token_budget, draw)
         return collate(items, token_balanced_weights(items, data.token_budget * data.num_shards), 1 / data.num_shards)

@@ -38,10 +38,11 @@ def router_losses(routers: Sequence[Sequence[RouterOutput]], config: RouterConfi
         return None
     total = torch.zeros(())
     for router in (router for layer in routers for router in layer):
-        if config.aux_weight:
-            total = total + config.aux_weight * aux_loss(router)
-        if config.z_weight:
-            total = total + config.z_weight * z_loss(router)
+        aux_weight, z_weight = (config.of_pool(name, router.pool) for name in ("aux_weight", "z_weight"))
+        if aux_weight:
+            total = total + aux_weight * aux_loss(router)
+        if z_weight:
+            total = total + z_weight * z_loss(router)
     return total * share
 
 
