@@ -40,6 +40,7 @@ class EngineConfig:
     vision_cache_tokens     image and video features kept for reuse, in tokens; 0 keeps none between steps.
     lora_modules            (name, folder) of LoRA adapters to load at the start, as PEFT saves them.
     speculation             guesses of tokens ahead.
+    records_routing         tell with each finished answer which experts its tokens were given, for training to replay.
     max_logprobs            of the likeliest tokens, as many a request may ask for beside each token.
     dtype                   of weights and KV cache; None: that of the checkpoint.
     device                  a torch device.
@@ -63,6 +64,7 @@ class EngineConfig:
     overlap: bool | None = None
     vision_cache_tokens: int = 16384
     max_logprobs: int = 20
+    records_routing: bool = False
     lora_modules: tuple[tuple[str, str], ...] = ()
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -97,6 +99,11 @@ class EngineConfig:
             raise ConfigError(
                 f"host_cache_bytes ({self.host_cache_bytes}) and disk_cache_folder ({self.disk_cache_folder}) are tiers of the "
                 "prefix cache, which is off; switch prefix_cache on or leave them out"
+            )
+        if self.records_routing and (self.host_cache_bytes or self.disk_cache_folder is not None):
+            raise ConfigError(
+                f"records_routing ({self.records_routing}) must not be on beside host_cache_bytes and disk_cache_folder, which "
+                "do not keep it; leave one of them out"
             )
         if self.disk_cache_folder is not None and Path(self.disk_cache_folder).is_file():
             raise ConfigError(

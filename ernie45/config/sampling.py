@@ -96,13 +96,14 @@ class SamplingParams:
     stop_token_ids  any of these ends the request with finish reason "stop".
     logprobs        report the log-probability of each drawn token, and of so many of the likeliest beside it; None: none.
     prompt_logprobs the same for the prompt's tokens.
+    scaled_logprobs `logprobs` are of the logits divided by the temperature: without filters, what a token was drawn from.
     grammar         what the answer must match.
     thinking        bound on an open thought.
 
     Order: repetition, frequency and presence penalties, logit_bias; then what cannot be drawn at all: stop ids before
     min_tokens, bad_words, what the grammar forbids; then temperature, top_k, top_p, min_p. The end of a thought that is over
     its budget goes before all of these. Where min_tokens and bad_words leave nothing that the grammar allows, the grammar wins.
-    Log-probabilities are those of the model itself, before all of these.
+    Log-probabilities are those of the model itself, before all of these but, where asked for, the temperature.
 
     Raises RequestError for a value outside its range.
     """
@@ -122,6 +123,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    scaled_logprobs: bool = False
     grammar: Grammar | None = None
     thinking: ThinkingBudget | None = None
 
@@ -142,6 +144,8 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 0, None, "leave it out to get none")
+        if self.scaled_logprobs and self.temperature == 0:
+            raise RequestError("scaled_logprobs must not be asked for at temperature 0, where nothing is drawn; leave it out")
         self._check_grammar()
 
     def check_model(self, vocab_size: int, max_logprobs: int) -> None:

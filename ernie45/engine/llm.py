@@ -27,6 +27,7 @@ from ernie45.engine.mtp import MTPProposer
 from ernie45.engine.page_copier import PageCopier, fingerprint, num_slots
 from ernie45.engine.pipeline import Pipeline
 from ernie45.engine.request import Completion, Event, Request
+from ernie45.engine.routing import RoutingRecord
 from ernie45.engine.runner import Runner
 from ernie45.engine.scheduler import Scheduler
 from ernie45.engine.speculative import NgramProposer, Speculator
@@ -70,6 +71,8 @@ class LLM:
             with_mtp=self.config.speculation.method == "mtp",
         )
         self._runner = Runner(model, cache, self.config.vision_cache_tokens, self.adapters)
+        if self.config.records_routing:
+            self._runner.routing = _routing_record(model, pages, self.config.page_size)
         self._disk = _disk(model, self.config, cache)
         slots = num_slots(self.config.host_cache_bytes, cache.num_bytes // pages)
         self._scheduler = Scheduler(
@@ -135,6 +138,19 @@ class LLM:
         finally:
             if self._disk is not None:
                 self._disk.close()
+
+    def weights_changed(self) -> None:
+        """The model's weights are others now: nothing that was computed with the old ones is used again.
+
+        Unfinished requests begin anew. ConfigError with a disk tier, which is bound to the weights it began with.
+        """
+        if self._disk is not None:
+            raise ConfigError(
+                f"disk_cache_folder ({self.config.disk_cache_folder}) must not be given to an engine whose weights change; "
+                "leave it out"
+            )
+        self._scheduler.reset()
+        self._runner.features.clear()
 
     def check_integrity(self) -> None:
         self._scheduler.check_integrity()
@@ -288,6 +304,15 @@ def _lazy_grammars(folder: Path, vocab_size: int) -> Callable[[Grammar], LLMatch
         return GrammarCompiler(Tokenizer.from_dir(folder), vocab_size)
 
     return lambda grammar: compiler().matcher(grammar)
+
+
+def _routing_record(model: ErnieModel, num_pages: int, page_size: int) -> RoutingRecord | None:
+    """None for a model without experts."""
+    config = model.config
+    num_layers = sum(map(config.is_moe_layer, range(config.num_layers)))
+    if not (num_layers and config.expert_pools):
+        return None
+    return RoutingRecord(num_pages, page_size, num_layers, max(pool.num_active for pool in config.expert_pools))
 
 
 def _disk(model: ErnieModel, config: EngineConfig, cache: PagedKVCache) -> DiskPages | None:

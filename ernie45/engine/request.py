@@ -89,7 +89,12 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A finished answer. `token_ids` without the stop token that ended it, if one did (`stop_token_id`)."""
+    """A finished answer. `token_ids` without the stop token that ended it, if one did (`stop_token_id`).
+
+    stop_logprob     of the stop token, if the request asks for logprobs.
+    experts          int16 [S, L, A], where the engine records routing: what each token of prompt and answer but the last was
+                     given, the stop token counted, in each MoE layer; -1 where its pool has fewer active experts.
+    """
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
@@ -98,6 +103,8 @@ class Completion:
     num_cached_tokens: int
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    stop_logprob: TokenLogprob | None = None
+    experts: np.ndarray | None = None
 
 
 class Request:
@@ -117,6 +124,8 @@ class Request:
     history              what penalties, grammars and the like need to know of the tokens; None if nobody asks.
     logprobs             of the generated tokens in `output_token_ids`; None unless asked for.
     prompt_logprobs      of the prompt's tokens as far as they have been computed; None unless asked for.
+    stop_logprob         of the stop token that ended it; None unless asked for.
+    routing              (first place, experts) of its tokens in the order they were computed; None unless recorded.
     adapter_hash         content of the adapter, set when the engine takes the request; page keys have it and not the name, as
                          the cache on disk outlives names.
     priority, adapter, cache_salt  as in `server.messages.Generate`.
@@ -147,8 +156,10 @@ class Request:
         "queue_s",
         "queued_at",
         "request_id",
+        "routing",
         "seed",
         "state",
+        "stop_logprob",
         "stop_token_id",
         "tokens",
         "unit_starts",
@@ -192,6 +203,8 @@ class Request:
         self.state: State = "waiting"
         self.finish_reason: FinishReason | None = None
         self.stop_token_id: int | None = None
+        self.stop_logprob: TokenLogprob | None = None
+        self.routing: list[tuple[int, np.ndarray]] | None = None
         self.history: History | None = None
         self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self.prompt_logprobs: list[TokenLogprob | None] | None = None if params.prompt_logprobs is None else [None]
@@ -257,6 +270,7 @@ class Request:
         if self.logprobs is not None:
             assert logprob is not None, self.request_id
             logprobs = (logprob,) if visible else ()
+            self.stop_logprob = None if visible else logprob
             self.logprobs += logprobs
         told = self.prompt_logprobs
         # Not by Event(): that alone would cost as much as all the rest, for each token of each request.
@@ -302,4 +316,15 @@ class Request:
             num_cached_tokens=self.num_cached_tokens,
             logprobs=None if self.logprobs is None else tuple(self.logprobs),
             prompt_logprobs=None if self.prompt_logprobs is None else tuple(self.prompt_logprobs),
+            stop_logprob=self.stop_logprob,
+            experts=None if self.routing is None else joined(self.routing, len(self.tokens) - 1),
         )
+
+
+def joined(parts: Sequence[tuple[int, np.ndarray]], num_tokens: int) -> np.ndarray:
+    """Experts [num_tokens, L, A] from parts (first place, rows); later parts go over earlier ones."""
+    out = np.full((num_tokens, *parts[0][1].shape[1:]), -1, dtype=np.int16)
+    for start, rows in parts:
+        end = min(start + len(rows), num_tokens)
+        out[start:end] = rows[: max(end - start, 0)]
+    return out

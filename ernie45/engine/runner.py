@@ -23,10 +23,12 @@ from ernie45.engine.chunks import Chunk, units_between
 from ernie45.engine.expert_load import ExpertLoad
 from ernie45.engine.logprobs import prompt_logprobs
 from ernie45.engine.request import Request, StepOutput
+from ernie45.engine.routing import RoutingRecord
 from ernie45.engine.sampler import Draw, draw_for, sample, sample_with_logprobs
 from ernie45.engine.vision_features import VisionFeatures
 from ernie45.model.batch import PackedBatch, pool_rows
 from ernie45.model.cache import CacheStep, PagedKVCache
+from ernie45.model.moe import experts_by_token
 from ernie45.model.multimodal import ErnieModel
 
 
@@ -67,6 +69,7 @@ class Runner:
         self._device = model.device
         self.features = VisionFeatures(model, vision_cache_tokens)
         self.expert_load = ExpertLoad()
+        self.routing: RoutingRecord | None = None
         self.on_hidden: Callable[[Sequence[Chunk], Tensor], None] | None = None
         """Told of each step's chunks and the model's hidden states before the final norm, from which one can guess ahead."""
 
@@ -131,6 +134,8 @@ class Runner:
         if self.on_hidden is not None:
             self.on_hidden(step.chunks, out.pre_norm_TD)
         self.expert_load.add(out.routers)
+        if self.routing is not None:
+            self.routing.add(step.chunks, step.cache.slots_T, experts_by_token(out.routers, step.batch))
         return out.hidden_TD
 
     def _sampled_logits(self, chunks: Sequence[Chunk], hidden_TD: Tensor, cu_seqlens: tuple[int, ...]) -> Tensor:

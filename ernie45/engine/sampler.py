@@ -42,6 +42,9 @@ class Draw(NamedTuple):
     draft: tuple[int, ...] = ()
 
 
+_UNSCALED = Draw(SamplingParams(), 0, 0)
+
+
 def draw_for(request: Request, place: int, draft: tuple[int, ...] = ()) -> Draw:
     """How to sample a request's token at `place`; with a draft, as if these tokens had been drawn already."""
     history = request.history
@@ -88,6 +91,8 @@ def sample_with_logprobs(logits_RV: Tensor, draws: Sequence[Draw]) -> tuple[list
     if not asking:
         return sample(logits_RV, draws).tolist(), []
     raw_RV = logits_RV[asking]  # a copy: the model's own distribution, before anybody changes it
+    if any(draws[row].params.scaled_logprobs for row in asking):
+        raw_RV = _scaled(raw_RV, [draws[row] if draws[row].params.scaled_logprobs else _UNSCALED for row in asking])
     token_ids: list[int] = sample(logits_RV, draws).tolist()
     entries: list[TokenLogprob | None] = [None] * len(draws)
     told = token_logprobs(raw_RV, [token_ids[row] for row in asking], [draws[row].params.logprobs or 0 for row in asking])

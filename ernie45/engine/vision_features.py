@@ -30,6 +30,11 @@ class VisionFeatures:
         """Whether the unit with this key need not be encoded."""
         return key in self._kept
 
+    def clear(self) -> None:
+        """Forget everything: the model's weights have changed."""
+        self._kept.clear()
+        self._num_kept_tokens = 0
+
     def get(self, wanted: Iterable[tuple[Request, MediaUnit]]) -> dict[tuple, Tensor]:
         """Features [R, D] of each unit by key. All units that are not in memory are encoded in one call, each once."""
         found: dict[tuple, Tensor] = {}

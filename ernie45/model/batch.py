@@ -40,6 +40,8 @@ class PackedBatch:
     token_ids_T int64 [T]; positions_TX int64 [T, 3] (time, height, width); cu_seqlens: host borders 0 ... T;
     text_rows, vision_rows: the two pools' rows; feature_rows_R: rows that take a vision feature, in order (None: none);
     vision: pictures to encode in this step, or None. adapters: the LoRA adapters of the step, each with its rows.
+    experts_TLA: int16, for each MoE layer the experts that routers must choose (`ops.moe.route`), -1 where they choose
+    themselves; None: everywhere.
     """
 
     token_ids_T: Tensor
@@ -50,6 +52,7 @@ class PackedBatch:
     feature_rows_R: Tensor | None = None
     vision: VisionBatch | None = None
     adapters: tuple[AdapterRows, ...] = ()
+    experts_TLA: Tensor | None = None
 
     def __len__(self) -> int:
         return self.cu_seqlens[-1]

@@ -23,7 +23,7 @@ class DecoderBlock(nn.Module):
         self.self_attn = SelfAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         if is_moe:
-            self.mlp: HeterogeneousMoE | FeedForward = HeterogeneousMoE(config)
+            self.mlp: HeterogeneousMoE | FeedForward = HeterogeneousMoE(config, sum(map(config.is_moe_layer, range(layer))))
         else:
             self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 

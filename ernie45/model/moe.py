@@ -3,6 +3,7 @@
 Knows nothing about how tokens got their modality, and nothing about other ranks.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -86,13 +87,13 @@ class ExpertPool(nn.Module):
         self.gate_up_weight = nn.Parameter(torch.empty(config.num_experts, 2 * config.ffn_size, hidden_size))
         self.down_weight = nn.Parameter(torch.empty(config.num_experts, hidden_size, config.ffn_size))
 
-    def forward(self, x_RD: Tensor) -> tuple[Tensor, RouterOutput]:
-        """x [R, D] -> ([R, D], what the router did). R may be 0."""
+    def forward(self, x_RD: Tensor, replay_RA: Tensor | None = None) -> tuple[Tensor, RouterOutput]:
+        """x [R, D] -> ([R, D], what the router did). R may be 0. replay_RA: as in `route`."""
         router = self.router
         if not len(x_RD) and not torch.is_grad_enabled():
             return x_RD, self._nothing_routed(x_RD.device)
         logits_RE, experts_RA, weights_RA = route(
-            x_RD, router.weight, router.correction_bias, self.config.num_active, self.norm_min
+            x_RD, router.weight, router.correction_bias, self.config.num_active, self.norm_min, replay_RA
         )
         counts_E = count_experts(experts_RA, self.config.num_experts)
         y_RD = moe_ffn(x_RD, self.gate_up_weight, self.down_weight, experts_RA, weights_RA, counts_E)
@@ -110,6 +111,20 @@ class ExpertPool(nn.Module):
         )
 
 
+def experts_by_token(routers: Sequence[Sequence[RouterOutput]], batch: PackedBatch) -> Tensor:
+    """The experts that each token was given in each MoE layer, int16 [T, L, A]; -1 where its pool has fewer active than A."""
+    num_active = max(router.experts_RA.shape[1] for router in routers[0])
+    device = routers[0][0].experts_RA.device
+    out_TLA = torch.full((len(batch), len(routers), num_active), -1, dtype=torch.int16, device=device)
+    for of_pool in zip(*routers, strict=True):
+        rows = batch.text_rows if of_pool[0].pool == "text" else batch.vision_rows
+        if rows.count:
+            experts_RLA = torch.stack([router.experts_RA for router in of_pool], 1).to(torch.int16)
+            place = slice(None) if rows.index_R is None else rows.index_R
+            out_TLA[place, :, : experts_RLA.shape[2]] = experts_RLA
+    return out_TLA
+
+
 class HeterogeneousMoE(nn.Module):
     """out = pool of the token's modality (x) + shared(x).
 
@@ -117,8 +132,10 @@ class HeterogeneousMoE(nn.Module):
     always match, and every parameter always has a gradient.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, place: int) -> None:
+        """place: among the model's MoE layers."""
         super().__init__()
+        self.place = place
         self.pools = nn.ModuleDict(
             {pool.modality: ExpertPool(pool, config.hidden_size, config.norm_min) for pool in config.expert_pools}
         )
@@ -130,7 +147,8 @@ class HeterogeneousMoE(nn.Module):
         routers = []
         for modality, pool in self.pools.items():
             rows = batch.text_rows if modality == "text" else batch.vision_rows
-            y_RD, router_output = pool(_take(x_TD, rows))
+            replay_RA = None if batch.experts_TLA is None else _take(batch.experts_TLA[:, self.place], rows)
+            y_RD, router_output = pool(_take(x_TD, rows), replay_RA)
             routers.append(router_output)
             out_TD = _put(out_TD, y_RD, rows, x_TD)
         assert out_TD is not None, "a MoE layer has at least one pool"

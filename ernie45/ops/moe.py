@@ -29,17 +29,25 @@ class Routing(NamedTuple):
     weights_RA: Tensor
 
 
-def route(x_RD: Tensor, weight_ED: Tensor, bias_E: Tensor, num_active: int, norm_min: float) -> Routing:
+def route(
+    x_RD: Tensor, weight_ED: Tensor, bias_E: Tensor, num_active: int, norm_min: float, replay_RA: Tensor | None = None
+) -> Routing:
     """Top-k routing: softmax in fp32; the correction bias takes part in the selection only.
 
     p = softmax(x W^T); chosen = top-k of (p + bias); weights = p[chosen] / max(sum p[chosen], norm_min).
+    replay_RA: int16, experts to choose instead, of which the first A count; a row that begins with -1 chooses by itself. The
+    weights are this router's own (rollout routing replay, R3: Ma et al., Stabilizing MoE RL by Aligning the Training and
+    Inference Routers, 2025).
     """
-    if decode.serves(x_RD):
+    if replay_RA is None and decode.serves(x_RD):
         return Routing(*decode.route(x_RD, weight_ED, bias_E, num_active, norm_min))
     with torch.autocast(x_RD.device.type, enabled=False):
         logits_RE = F.linear(x_RD.float(), weight_ED)
         probabilities_RE = logits_RE.softmax(-1)
         experts_RA = (probabilities_RE.detach() + bias_E).topk(num_active, dim=-1).indices
+        if replay_RA is not None:
+            given_RA = replay_RA[:, :num_active].to(experts_RA)
+            experts_RA = torch.where(given_RA[:, :1] >= 0, given_RA, experts_RA)
         chosen_RA = probabilities_RE.gather(-1, experts_RA)
         weights_RA = chosen_RA / chosen_RA.sum(-1, keepdim=True).clamp_min(norm_min)
     return Routing(logits_RE, experts_RA, weights_RA)
