@@ -52,6 +52,7 @@ COME_WITH_ANOTHER = ["starlette", "pydantic_core"]
 DISTRIBUTION_OF = {
     "pillow": "PIL",
     "huggingface-hub": "huggingface_hub",
+    "math-verify": "math_verify",
     "pyzmq": "zmq",
     "prometheus-client": "prometheus_client",
     "opentelemetry-sdk": "opentelemetry",
