@@ -15,7 +15,7 @@ import torch
 
 from ernie45.checkpoint import load_model, resolve_model, save_model
 from ernie45.config.errors import CheckpointError, ConfigError
-from ernie45.config.train import to_dict, with_overrides
+from ernie45.config.train import FREE_TO_CHANGE, to_dict, with_overrides
 from ernie45.model.multimodal import ErnieModel
 from ernie45.processor import Processor
 from ernie45.recipes.registry import STAGES, Assembly, BuildContext, load, recipe_config, stage_kind
@@ -28,8 +28,7 @@ from ernie45.train.workers import Workers, started
 RUN_FOLDER = "run"
 """Beside the model's files: checkpoint, metrics, settings."""
 SETTINGS = "settings.json"
-# They change how a run goes, never what it learns.
-FREE_TO_CHANGE = ("config.loop.processes", "config.loop.checkpoint_seconds")
+FREE_SETTINGS = tuple(f"config.loop.{name}" for name in FREE_TO_CHANGE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +134,7 @@ def settings_of(request: Request, config: Any) -> dict[str, Any]:
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
     """`a.b: old -> new` for every setting that differs, but for those that are free to change."""
-    if name in FREE_TO_CHANGE:
+    if name in FREE_SETTINGS:
         return []
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
@@ -187,7 +186,7 @@ def _open_folder(folder: Path, settings: dict[str, Any], accept_changes: bool) -
 
 def _digest(settings: dict[str, Any]) -> str:
     text = json.dumps(settings, sort_keys=True)
-    for name in FREE_TO_CHANGE:
+    for name in FREE_SETTINGS:
         *groups, key = name.split(".")
         data = json.loads(text)
         place = data

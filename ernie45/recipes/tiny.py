@@ -16,7 +16,7 @@ from torch import nn
 
 from ernie45.checkpoint import save_model
 from ernie45.config.errors import Ernie45Error
-from ernie45.config.train import LoopConfig, ScheduleConfig, TinyTrainConfig, to_dict, with_overrides
+from ernie45.config.train import FREE_TO_CHANGE, LoopConfig, ScheduleConfig, TinyTrainConfig, to_dict, with_overrides
 from ernie45.data.tiny.batches import LanguageBatches, LanguageData, SightBatches
 from ernie45.data.tiny.digits import training_digits
 from ernie45.data.tiny.model import tiny_config, tiny_processor, write_processor_files
@@ -158,7 +158,9 @@ def _schedule(num_steps: int, decay: float = 0, final_ratio: float = 0) -> Sched
 
 def fingerprint(config: TinyTrainConfig) -> str:
     """Of all settings that change what is learnt; the number of processes and the time between checkpoints do not."""
-    data = to_dict(replace(config, loop=replace(config.loop, processes=1, checkpoint_seconds=LoopConfig.checkpoint_seconds)))
+    data = to_dict(config)
+    for name in FREE_TO_CHANGE:
+        del data["loop"][name]
     return hashlib.sha256(json.dumps([data, WEIGHTS], sort_keys=True).encode()).hexdigest()
 
 
