@@ -31,7 +31,8 @@ def text(raw: Raw) -> Record:
     messages = [{"role": "system", "content": system}] if system else []
     for question, answer in zip(questions, answers, strict=True):
         messages += [{"role": "user", "content": question.strip()}, {"role": "assistant", "content": answer.strip()}]
-    return openai(raw._replace(data={**raw.data, "messages": messages, "label": labels}))
+    given = {"label": labels} if "label" in raw.data else {}
+    return openai(raw._replace(data={**raw.data, "messages": messages, **given}))
 
 
 def preference(raw: Raw) -> Pair:
