@@ -68,7 +68,14 @@ class StageKind(NamedTuple):
     new_model: str = ""
 
 
-STAGES: dict[str, StageKind] = {}
+STAGES: dict[str, StageKind] = {
+    "sft": StageKind(
+        summary="supervised answers, with and without thoughts; whole model or LoRA",
+        data="conversations (default: generated ones, for the tiny model)",
+        build="ernie45.recipes.sft:build",
+        recipes={"tiny": "ernie45.recipes.sft:tiny"},
+    ),
+}
 
 
 def stage_kind(stage: str) -> StageKind:

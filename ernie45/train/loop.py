@@ -48,7 +48,8 @@ class Trainer:
         model = modules["model"]
         assert isinstance(model, ErnieModel), type(model)
         self.modules, self.model, self.stages, self.config, self.workers = modules, model, stages, config, workers
-        self.optimizer = Optimizer(dict(modules.named_parameters()), optim, workers)
+        trained = {name: parameter for name, parameter in modules.named_parameters() if parameter.requires_grad}
+        self.optimizer = Optimizer(trained, optim, workers)
         self.average: Tensor | None = None
         self.step = 0  # over all stages
         self._pools = list(pools_of(model))
@@ -68,7 +69,7 @@ class Trainer:
             entry = self._step(stage, step, run.stop_requested() if self.workers.rank == 0 else False)
             self.step += 1
             if log is not None:
-                if self.step % LOG_EVERY == 0 or self.step == self.num_steps:
+                if self.step % LOG_EVERY == 0 or self.step == self.num_steps or stage.evaluates_after(step):
                     log.write(entry)
                 run.on_step(entry)
             done = self.step == self.num_steps or entry["stop"]
@@ -150,6 +151,8 @@ class Trainer:
                 balance_step(pool.router, usage_E, stage.routers.bias_rate * factor)
         if stage.keeps_average:
             self._average()
+        if stage.evaluate is not None and stage.evaluates_after(step):
+            told = {**told, **stage.evaluate(self.modules)}
         return {
             **self._entry(stage, step, totals),
             **told,

@@ -27,7 +27,8 @@ class Stage:
     trainer's modules by name. objective: (outputs, batch, config) -> Loss; pure. trains: which parameters, by name
     ("model.norm.weight"), learn here. routers: upkeep of the routers, or None where they do not run. keeps_average: whether the
     averaged weights follow. before_step: called on every process before the shards of a step (rollouts, a curriculum); its
-    numbers are logged. stateful: what else a step depends on, by name, kept in checkpoints.
+    numbers are logged. stateful: what else a step depends on, by name, kept in checkpoints. evaluate: called with the modules
+    on every process after each `evaluate_every`-th step and after the last one; its numbers are logged.
     """
 
     name: str
@@ -41,3 +42,12 @@ class Stage:
     keeps_average: bool = False
     before_step: Callable[[int], Mapping[str, float]] | None = None
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None
+    evaluate_every: int = 0
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether a step of this stage, counted from 0, ends with an evaluation."""
+        if self.evaluate is None:
+            return False
+        last = step + 1 == self.schedule.num_steps
+        return last or (self.evaluate_every > 0 and (step + 1) % self.evaluate_every == 0)

@@ -56,8 +56,9 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> None:
     places = {f"{__name__}:build": build, f"{__name__}:sums": sums}
     kind = StageKind("a test", "nothing", f"{__name__}:build", {"sums": f"{__name__}:sums"})
     monkeypatch.setitem(registry.STAGES, "test", kind)
-    monkeypatch.setattr(registry, "load", places.__getitem__)
-    monkeypatch.setattr(runner, "load", places.__getitem__)
+    real = registry.load
+    for module in (registry, runner):
+        monkeypatch.setattr(module, "load", lambda place: places[place] if place in places else real(place))
 
 
 @pytest.fixture
