@@ -23,8 +23,8 @@ class LanguageBatch:
 
     rows_R: rows of the packed tokens that have a label; labels_R: that label. weights_R: fp32, what a row's loss counts in the
     loss of the whole step; over all shards the weighted losses add up to it. share: this shard's, in a mean over shards.
-    sources: names of what the sequences come from; source_R: int64, which of them a row is of, or their number if unnamed.
-    shows_R: bool, whether the row's sequence has pictures. Both are for metrics alone.
+    sources: names of all that sequences of the run come from; source_R: int64, which of them a row is of. shows_R: bool, whether
+    the row's sequence has pictures. These are for metrics alone.
     """
 
     packed: PackedBatch
@@ -61,18 +61,18 @@ def token_balanced_weights(items: Sequence[Labelled], num_tokens: int) -> list[f
     return [1 / num_tokens] * len(items)
 
 
-def collate(items: Sequence[Labelled], weights: Sequence[float], share: float) -> LanguageBatch:
+def collate(items: Sequence[Labelled], weights: Sequence[float], share: float, sources: tuple[str, ...] = ()) -> LanguageBatch:
     """Pack sequences, pictures of one shape and sequences of one length side by side, where attention takes them together.
 
     weights: one a sequence, for each of its labels, in the loss of the whole step; share: as in `LanguageBatch`.
+    sources: names of all that the sequences of the run may come from, so that every process has metrics of the same names.
     """
     places = sorted(range(len(items)), key=lambda i: ([medium.grid for medium in items[i].inputs.media], len(items[i].inputs)))
     ordered = [items[place] for place in places]
     labels = np.concatenate([item.labels_S for item in ordered])
     rows = np.flatnonzero(labels != IGNORED)
     by_token = np.repeat(np.array([weights[place] for place in places], dtype=np.float32), [len(i.inputs) for i in ordered])
-    sources = tuple(sorted({item.source for item in items} - {""}))
-    numbers = np.array([sources.index(item.source) if item.source else len(sources) for item in ordered])
+    numbers = np.array([sources.index(item.source) if sources else 0 for item in ordered])
     shows = np.array([bool(item.inputs.media) for item in ordered])
     lengths = [item.num_labels for item in ordered]
     return LanguageBatch(

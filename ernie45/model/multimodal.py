@@ -160,12 +160,18 @@ class ErnieModel(nn.Module):
         """Multi-token prediction module `depth`: hidden states for the token after next.
 
         next_ids_T: token t + 1 for each row t (any id on a sequence's last row; its output has no label).
-        previous_TD: pre_norm_TD of the model (depth 0) or of the module before. Text models only. cache: as in `forward`; it
-        must have been made `with_mtp`.
+        previous_TD: pre_norm_TD of the model (depth 0) or of the module before. cache: as in `forward`; it must have been made
+        `with_mtp`. A next token that is a visual placeholder has its own embedding here: `predict_ahead_from` takes features.
         """
+        return self.predict_ahead_from(depth, self.embed_tokens(next_ids_T), previous_TD, batch, cache)
+
+    def predict_ahead_from(
+        self, depth: int, next_TD: Tensor, previous_TD: Tensor, batch: PackedBatch, cache: CacheStep | None = None
+    ) -> ModelOutput:
+        """The same from the embeddings of tokens t + 1 (`embed`, so visual features are among them)."""
         module = self.mtp[depth]
         assert isinstance(module, MTPModule)
-        x_TD = module(self.embed_tokens(next_ids_T), previous_TD, self.rope(batch), batch, cache)
+        x_TD = module(next_TD, previous_TD, self.rope(batch), batch, cache)
         return ModelOutput(self.norm(x_TD), [], x_TD)
 
 

@@ -16,7 +16,7 @@ from ernie45.data.tiny.canvas import CELL, Mark
 from ernie45.data.tiny.charts import LETTERS, Chart, chart
 from ernie45.data.tiny.digits import DigitSet
 from ernie45.data.tiny.encode import SampleEncoder
-from ernie45.data.tiny.mixture import Mixture
+from ernie45.data.tiny.mixture import SOURCES, Mixture
 from ernie45.data.tiny.scenes import THING_NAMES, Scene, scene
 from ernie45.data.tiny.strips import Strip, StripWriter
 from ernie45.model.batch import VisionBatch
@@ -66,7 +66,8 @@ class LanguageBatches:
             return item._replace(source=sample.skill)
 
         items = fill(data.token_budget, draw)
-        return collate(items, token_balanced_weights(items, data.token_budget * data.num_shards), 1 / data.num_shards)
+        weights = token_balanced_weights(items, data.token_budget * data.num_shards)
+        return collate(items, weights, 1 / data.num_shards, SOURCES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@ Knows nothing about batches or losses. `encode_slowly` is the same through the p
 """
 
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +16,14 @@ from ernie45.data.tiny.sample import Sample
 from ernie45.processor import Processor
 from ernie45.processor.image import patchify
 from ernie45.processor.positions import MediaSpan, num_media_tokens, rope_positions
+
+
+class DocumentPart(NamedTuple):
+    """A sample in a document. refers_to: asks again about that picture, counted from 1, instead of showing its own."""
+
+    sample: Sample
+    thinking: bool
+    refers_to: int | None = None
 
 
 class SampleEncoder:
@@ -34,7 +44,7 @@ class SampleEncoder:
         thinking: which answer form. whole_text: labels on questions too (pre-training), else on the last answer only; of that,
         the thoughts' opening and, without thinking, the empty thoughts belong to the prompt.
         """
-        ids, grids = [self._begin], []
+        ids = [self._begin]
         spans: list[tuple[int, tuple[int, int, int]]] = []
         text = ""
         for place, turn in enumerate((*sample.history, sample.turn)):
@@ -43,12 +53,7 @@ class SampleEncoder:
             if not sample.pictures_first:
                 text += turn.question
             for number, picture in enumerate(pictures, 1):
-                grid = (1, picture.shape[0] // self._patch, picture.shape[1] // self._patch)
-                ids += self._ids(f"{text}Picture {number}:")
-                spans.append((len(ids) + 1, grid))
-                ids += [self._tokens.image_start, *[self._tokens.image_patch] * num_media_tokens(grid), self._tokens.image_end]
-                grids.append(grid)
-                text = ""
+                text = self._show(picture, ids, spans, f"{text}Picture {number}:")
             if sample.pictures_first:
                 text += turn.question
             text += "\nAssistant: "
@@ -60,11 +65,42 @@ class SampleEncoder:
         prompt, answer = self._answer(sample, thinking)
         start = len(ids) + prompt
         ids += answer
-        return self._finish(sample, ids, spans, 1 if whole_text else start)
+        return self._finish(sample.pictures, ids, spans, 1 if whole_text else start)
+
+    def encode_document(self, parts: Sequence[DocumentPart]) -> Labelled:
+        """Samples one after the other as plain text without roles, all of it to be learnt (pre-training)."""
+        ids, pictures = [self._begin], []
+        spans: list[tuple[int, tuple[int, int, int]]] = []
+        for sample, thinking, refers_to in parts:
+            text = "" if refers_to is None else f"Picture {refers_to}: "
+            shown = sample.pictures if refers_to is None else ()
+            for place, turn in enumerate((*sample.history, sample.turn)):
+                if not sample.pictures_first:
+                    text += f"{turn.question}\n"
+                for picture in shown if place == 0 else ():
+                    pictures.append(picture)
+                    text = self._show(picture, ids, spans, f"{text}Picture {len(pictures)}:")
+                if sample.pictures_first:
+                    text += f"{turn.question}\n"
+                is_last = place == len(sample.history)
+                text += f"{turn.reasoning}\n{turn.answer}\n" if is_last and thinking else f"{turn.answer}\n"
+            ids += self._encode_piece(text)
+        ids.append(self._tokens.eos)
+        return self._finish(tuple(pictures), ids, spans, 1)
 
     def encode_slowly(self, sample: Sample, thinking: bool) -> ModelInput:
         """The same sequence through `Processor.encode_chat`."""
         return self._processor.encode_chat(sample.messages(thinking), enable_thinking=thinking, add_generation_prompt=False)
+
+    def _show(
+        self, picture: np.ndarray, ids: list[int], spans: list[tuple[int, tuple[int, int, int]]], text_before: str
+    ) -> str:
+        """Add text and a picture's tokens to ids, its place to spans; the text that is left over: none."""
+        grid = (1, picture.shape[0] // self._patch, picture.shape[1] // self._patch)
+        ids += self._ids(text_before)
+        spans.append((len(ids) + 1, grid))
+        ids += [self._tokens.image_start, *[self._tokens.image_patch] * num_media_tokens(grid), self._tokens.image_end]
+        return ""
 
     def _answer(self, sample: Sample, thinking: bool) -> tuple[int, list[int]]:
         """How many of the answer's ids belong to the prompt, and the ids with the end of the turn."""
@@ -76,12 +112,12 @@ class SampleEncoder:
         return 2 + 2 * len(empty), [self._think, *empty, self._think_end, *end]
 
     def _finish(
-        self, sample: Sample, ids: list[int], spans: list[tuple[int, tuple[int, int, int]]], first_label: int
+        self, pictures: tuple[np.ndarray, ...], ids: list[int], spans: list[tuple[int, tuple[int, int, int]]], first_label: int
     ) -> Labelled:
         token_ids = np.array(ids, dtype=np.int64)
         is_vision = np.isin(token_ids, self._tokens.vision_ids)
         positions_SX, next_position = self._position(len(ids), tuple(spans))
-        patches = [patchify(picture, self._patch, self._merge) for picture in sample.pictures]
+        patches = [patchify(picture, self._patch, self._merge) for picture in pictures]
         media = tuple(
             MediaItem(kind="image", grid=grid, offset=offset, length=num_media_tokens(grid), content_hash="")
             for offset, grid in spans

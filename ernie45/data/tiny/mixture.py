@@ -31,6 +31,9 @@ SCORED_SKILLS = (
 )
 """Skills with a score of their own; `talk` (a second question in a conversation) and single digits are trained beside them."""
 
+SOURCES = (*SCORED_SKILLS, "talk")
+"""All that `Sample.skill` can be."""
+
 
 def makers(writer: StripWriter) -> dict[str, Maker]:
     """One function per skill that makes a sample from a random number generator; digits come from the writer's set."""

@@ -6,6 +6,7 @@ one loss.
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ernie45.config.train import RouterConfig
@@ -36,4 +37,25 @@ def language_loss(outputs: LanguageOutputs, batch: LanguageBatch, config: Router
     count = len(outputs.hidden_RD)
     terms = linear_cross_entropy(outputs.hidden_RD, outputs.head_VD, batch.labels_R, batch.weights_R)
     loss = gradient_only(terms.loss, router_losses(outputs.routers, config, batch.share))
-    return Loss(loss, {"loss": (terms.losses_R.sum(), count), "accuracy": (terms.right_R.sum(), count)})
+    metrics = {"loss": (terms.losses_R.sum(), count), "accuracy": (terms.right_R.sum(), count)}
+    return Loss(loss, metrics | losses_by_source(terms.losses_R, batch))
+
+
+def losses_by_source(losses_R: Tensor, batch: LanguageBatch) -> dict[str, tuple[Tensor | float, float]]:
+    """`loss.text`, `loss.pictures` (labels in sequences without and with pictures) and `loss.source.NAME`, sums and counts.
+
+    Empty for a batch that names no sources. Other batches give all names, with a count of 0 where there is nothing, as every
+    process must have the same.
+    """
+    if not batch.sources:
+        return {}
+    assert batch.shows_R is not None, batch.sources
+    assert batch.source_R is not None, batch.sources
+    names = ("loss.text", "loss.pictures", *(f"loss.source.{name}" for name in batch.sources))
+    found = {}
+    for index_R, first in ((batch.shows_R.long(), 0), (batch.source_R, 2)):
+        size = len(names) - 2 if first else 2
+        sums = losses_R.new_zeros(size).index_add_(0, index_R, losses_R).tolist()
+        counts = losses_R.new_zeros(size).index_add_(0, index_R, torch.ones_like(losses_R)).tolist()
+        found |= dict(zip(names[first : first + size], zip(sums, counts, strict=True), strict=True))
+    return found
