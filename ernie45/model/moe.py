@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from ernie45.config.model import ExpertPoolConfig, Modality, ModelConfig
 from ernie45.model.batch import PackedBatch, PoolRows
-from ernie45.model.lora import AdapterRows, add_low_rank, changes
+from ernie45.model.lora import AdapterRows, add_low_rank, changes, expert_adapters
 from ernie45.ops import decode
+from ernie45.ops.low_rank import ExpertAdapter, Routed, moe_ffn_adapted
 from ernie45.ops.moe import count_experts, moe_ffn, route
 from ernie45.ops.swiglu import swiglu
 
@@ -87,8 +88,10 @@ class ExpertPool(nn.Module):
         self.gate_up_weight = nn.Parameter(torch.empty(config.num_experts, 2 * config.ffn_size, hidden_size))
         self.down_weight = nn.Parameter(torch.empty(config.num_experts, hidden_size, config.ffn_size))
 
-    def forward(self, x_RD: Tensor, replay_RA: Tensor | None = None) -> tuple[Tensor, RouterOutput]:
-        """x [R, D] -> ([R, D], what the router did). R may be 0. replay_RA: as in `route`."""
+    def forward(
+        self, x_RD: Tensor, replay_RA: Tensor | None = None, adapters: Sequence[ExpertAdapter] = ()
+    ) -> tuple[Tensor, RouterOutput]:
+        """x [R, D] -> ([R, D], what the router did). R may be 0. replay_RA: as in `route`. adapters: those that change it."""
         router = self.router
         if not len(x_RD) and not torch.is_grad_enabled():
             return x_RD, self._nothing_routed(x_RD.device)
@@ -96,7 +99,11 @@ class ExpertPool(nn.Module):
             x_RD, router.weight, router.correction_bias, self.config.num_active, self.norm_min, replay_RA
         )
         counts_E = count_experts(experts_RA, self.config.num_experts)
-        y_RD = moe_ffn(x_RD, self.gate_up_weight, self.down_weight, experts_RA, weights_RA, counts_E)
+        if adapters:
+            routed = Routed(experts_RA, weights_RA, counts_E)
+            y_RD = moe_ffn_adapted(x_RD, self.gate_up_weight, self.down_weight, routed, adapters)
+        else:
+            y_RD = moe_ffn(x_RD, self.gate_up_weight, self.down_weight, experts_RA, weights_RA, counts_E)
         return y_RD, RouterOutput(self.config.modality, logits_RE, experts_RA, weights_RA, counts_E)
 
     def _nothing_routed(self, device: torch.device) -> RouterOutput:
@@ -148,7 +155,8 @@ class HeterogeneousMoE(nn.Module):
         for modality, pool in self.pools.items():
             rows = batch.text_rows if modality == "text" else batch.vision_rows
             replay_RA = None if batch.experts_TLA is None else _take(batch.experts_TLA[:, self.place], rows)
-            y_RD, router_output = pool(_take(x_TD, rows), replay_RA)
+            adapters = expert_adapters(pool, rows.index_R, len(x_TD), batch.adapters)
+            y_RD, router_output = pool(_take(x_TD, rows), replay_RA, adapters)
             routers.append(router_output)
             out_TD = _put(out_TD, y_RD, rows, x_TD)
         assert out_TD is not None, "a MoE layer has at least one pool"

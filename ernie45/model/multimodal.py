@@ -108,12 +108,15 @@ class ErnieModel(nn.Module):
                 _fill_normal(module.gate_up_weight, module.gate_up_weight.shape[-1], generator)
                 _fill_normal(module.down_weight, module.down_weight.shape[-1], generator)
 
-    def encode_vision(self, vision: VisionBatch) -> Tensor:
-        """Resampler output [R, D]: one row a placeholder token, in the order of the pictures."""
+    def encode_vision(self, vision: VisionBatch, adapters: tuple[AdapterRows, ...] = ()) -> Tensor:
+        """Resampler output [R, D]: one row a placeholder token, in the order of the pictures.
+
+        adapters: those of the step; one that changes tower or resampler must serve all of it.
+        """
         assert self.vision_model is not None, "this model has no vision tower"
         assert self.resampler_model is not None, "this model has no resampler"
-        features_PC = self.vision_model(vision.patches_PC, vision.grids)
-        return self.resampler_model(features_PC, vision.grids)
+        features_PC = self.vision_model(vision.patches_PC, vision.grids, adapters)
+        return self.resampler_model(features_PC, vision.grids, adapters)
 
     def embed(self, batch: PackedBatch, features_RD: Tensor | None = None) -> Tensor:
         """Token embeddings [T, D] with the placeholder rows replaced by visual features, encoded here unless given."""
@@ -122,7 +125,7 @@ class ErnieModel(nn.Module):
             return x_TD
         if features_RD is None:
             assert batch.vision is not None, "placeholder rows but neither pictures nor features"
-            features_RD = self.encode_vision(batch.vision)
+            features_RD = self.encode_vision(batch.vision, batch.adapters)
         assert len(features_RD) == len(batch.feature_rows_R), (features_RD.shape, batch.feature_rows_R.shape)
         return x_TD.index_copy(0, batch.feature_rows_R, features_RD.to(x_TD.dtype))
 

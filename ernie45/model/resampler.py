@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ernie45.config.model import ModelConfig
+from ernie45.model.lora import AdapterRows, add_low_rank
 from ernie45.model.norm import RMSNorm
 
 
@@ -23,8 +24,9 @@ class MergeMLP(nn.Module):
         self.fc2 = nn.Linear(size, size)
         self.ln = nn.LayerNorm(size, eps=eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ln(self.fc2(F.gelu(self.fc1(x))))
+    def forward(self, x: Tensor, adapters: tuple[AdapterRows, ...] = ()) -> Tensor:
+        hidden = F.gelu(add_low_rank(self.fc1(x), x, self.fc1, adapters))
+        return self.ln(add_low_rank(self.fc2(hidden), hidden, self.fc2, adapters))
 
 
 class Resampler(nn.Module):
@@ -41,9 +43,11 @@ class Resampler(nn.Module):
         self.mlp = nn.Linear(merged, config.hidden_size)
         self.after_norm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, features_PC: Tensor, grids: tuple[tuple[int, int, int], ...]) -> Tensor:
+    def forward(
+        self, features_PC: Tensor, grids: tuple[tuple[int, int, int], ...], adapters: tuple[AdapterRows, ...] = ()
+    ) -> Tensor:
         """features [P, vision hidden], windows of 2 x 2 contiguous -> [R, D]; R = sum of max(1, t / 2) * h * w / 4."""
-        x = self.spatial_linear(features_PC.unflatten(0, (-1, self.merge**2)).flatten(1))
+        x = self.spatial_linear(features_PC.unflatten(0, (-1, self.merge**2)).flatten(1), adapters)
         if any(frames > 1 for frames, _, _ in grids):
             first, second = frame_pairs(grids, self.merge)
             device = x.device
@@ -51,7 +55,8 @@ class Resampler(nn.Module):
             pairs = torch.cat((x.index_select(0, first_R), x.index_select(0, second_R)), dim=-1)
         else:
             pairs = torch.cat((x, x), dim=-1)
-        return self.after_norm(self.mlp(self.temporal_linear(pairs)))
+        joined = self.temporal_linear(pairs, adapters)
+        return self.after_norm(add_low_rank(self.mlp(joined), joined, self.mlp, adapters))
 
 
 @lru_cache(maxsize=256)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ernie45.config.model import VisionConfig
+from ernie45.model.lora import AdapterRows, add_low_rank
 from ernie45.ops.attention import packed_attention
 from ernie45.ops.rope import rotate_halves, vision_rope_table
 
@@ -28,10 +29,13 @@ class VisionTower(nn.Module):
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.ln = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
 
-    def forward(self, patches_PC: Tensor, grids: tuple[tuple[int, int, int], ...]) -> Tensor:
+    def forward(
+        self, patches_PC: Tensor, grids: tuple[tuple[int, int, int], ...], adapters: tuple[AdapterRows, ...] = ()
+    ) -> Tensor:
         """patches [P, C] uint8 in merge-window order, grids (frames, height, width) -> features [P, vision hidden]."""
         config = self.config
-        x_PD = self.patch_embed(normalise_pixels(patches_PC, config.in_channels).to(self.patch_embed.weight.dtype))
+        pixels_PC = normalise_pixels(patches_PC, config.in_channels).to(self.patch_embed.weight.dtype)
+        x_PD = add_low_rank(self.patch_embed(pixels_PC), pixels_PC, self.patch_embed, adapters)
         yx_P2 = torch.from_numpy(patch_coordinates(grids, config.spatial_merge_size)).to(patches_PC.device)
         rope = vision_rope_table(yx_P2, config.head_dim, config.rope_theta)
         cu_seqlens = [0]
@@ -39,7 +43,7 @@ class VisionTower(nn.Module):
             for _ in range(frames):
                 cu_seqlens.append(cu_seqlens[-1] + height * width)
         for block in self.blocks:
-            x_PD = block(x_PD, rope, cu_seqlens)
+            x_PD = block(x_PD, rope, cu_seqlens, adapters)
         return self.ln(x_PD)
 
 
@@ -53,9 +57,11 @@ class VisionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = VisionMLP(config)
 
-    def forward(self, x_PD: Tensor, rope: tuple[Tensor, Tensor], cu_seqlens: list[int]) -> Tensor:
-        x_PD = x_PD + self.attn(self.norm1(x_PD), rope, cu_seqlens)
-        return x_PD + self.mlp(self.norm2(x_PD))
+    def forward(
+        self, x_PD: Tensor, rope: tuple[Tensor, Tensor], cu_seqlens: list[int], adapters: tuple[AdapterRows, ...] = ()
+    ) -> Tensor:
+        x_PD = x_PD + self.attn(self.norm1(x_PD), rope, cu_seqlens, adapters)
+        return x_PD + self.mlp(self.norm2(x_PD), adapters)
 
 
 class VisionAttention(nn.Module):
@@ -67,11 +73,14 @@ class VisionAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x_PD: Tensor, rope: tuple[Tensor, Tensor], cu_seqlens: list[int]) -> Tensor:
-        qkv = self.qkv(x_PD).unflatten(-1, (3 * self.num_heads, -1))
+    def forward(
+        self, x_PD: Tensor, rope: tuple[Tensor, Tensor], cu_seqlens: list[int], adapters: tuple[AdapterRows, ...] = ()
+    ) -> Tensor:
+        qkv = add_low_rank(self.qkv(x_PD), x_PD, self.qkv, adapters).unflatten(-1, (3 * self.num_heads, -1))
         qk, v_PHK = qkv.split((2 * self.num_heads, self.num_heads), dim=1)
         q_PHK, k_PHK = rotate_halves(qk, *rope).chunk(2, dim=1)
-        return self.proj(packed_attention(q_PHK, k_PHK, v_PHK, cu_seqlens, causal=False).flatten(1))
+        out_PD = packed_attention(q_PHK, k_PHK, v_PHK, cu_seqlens, causal=False).flatten(1)
+        return add_low_rank(self.proj(out_PD), out_PD, self.proj, adapters)
 
 
 class VisionMLP(nn.Module):
@@ -82,9 +91,10 @@ class VisionMLP(nn.Module):
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x_PD: Tensor) -> Tensor:
-        z = self.fc1(x_PD)
-        return self.fc2(z * torch.sigmoid(1.702 * z))
+    def forward(self, x_PD: Tensor, adapters: tuple[AdapterRows, ...] = ()) -> Tensor:
+        z_PF = add_low_rank(self.fc1(x_PD), x_PD, self.fc1, adapters)
+        hidden_PF = z_PF * torch.sigmoid(1.702 * z_PF)
+        return add_low_rank(self.fc2(hidden_PF), hidden_PF, self.fc2, adapters)
 
 
 def normalise_pixels(patches_PC: Tensor, in_channels: int) -> Tensor:
