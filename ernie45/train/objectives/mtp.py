@@ -54,7 +54,7 @@ def predicting_forward(model: ErnieModel, batch: LanguageBatch) -> PredictingOut
     ahead, previous_TD = [], out.pre_norm_TD
     embeddings_TD = model.embed(packed, features_RD)
     for depth in range(len(model.mtp)):
-        # Row t of module d continues from h_t and reads token t + 1 + d; across a border it reads what it will not be judged by.
+        # Row t of module d reads token t + 1 + d; across a border it reads what it will not be judged by.
         embeddings_TD = embeddings_TD.roll(-1, 0)
         step = model.predict_ahead_from(depth, embeddings_TD, previous_TD, packed)
         previous_TD = step.pre_norm_TD
