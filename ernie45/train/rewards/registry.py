@@ -23,6 +23,7 @@ REWARDS = {
     "table": f"{_HERE}.quantities:Table",
     "math": f"{_HERE}.mathematics:Math",
     "boxes": f"{_HERE}.boxes:Boxes",
+    "code": f"{_HERE}.code:Code",
     "format": f"{_HERE}.shape:Format",
     "length": f"{_HERE}.shape:Length",
     "regex": f"{_HERE}.workers:Regex",

@@ -92,7 +92,10 @@ class RewardSystem:
 
         ConfigError if more than `max_event_share` of the last answers got no score: a judge is down or the data is not for it.
         """
-        scores = self._judged(batch)
+        return self.take(batch, self._judged(batch))
+
+    def take(self, batch: Sequence[Graded], scores: list[Score]) -> Rewards:
+        """`score` for scores that `grade` gave, perhaps in other processes."""
         self._count(batch, scores)
         return Rewards(
             values=[0.0 if score.value is None else score.value for score in scores],
