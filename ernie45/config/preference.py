@@ -5,6 +5,7 @@ Knows nothing about torch or how a loss is computed.
 
 from dataclasses import dataclass, field, fields
 
+from ernie45.config.data import DataConfig
 from ernie45.config.errors import ConfigError
 from ernie45.config.train import LoopConfig, OptimConfig, RouterConfig, ScheduleConfig
 
@@ -103,27 +104,21 @@ class PreferenceConfig:
 class PairsConfig:
     """Which pairs, and how many at a time.
 
-    pairs_per_step: of all shards together. max_tokens: of a prompt with an answer; 0: the model's context. on_bad: "skip" a
-    pair that cannot be used, and count it, or "stop". Without `--data` pairs are generated: generated of them to learn from,
-    held_out to be scored on, with pictures of digits that are held out too; short_share of them prefer a short caption, the
-    others a right answer.
+    pairs_per_step: of all shards together. evaluate_every: steps between two scores on held-out pairs, if there are any; the
+    last step has one always. Without `--data` pairs are generated: generated of them to learn from, held_out to be scored on,
+    with pictures of digits that are held out too; short_share of them prefer a short caption, the others a right answer.
     """
 
     pairs_per_step: int = 16
-    max_tokens: int = 0
-    on_bad: str = "skip"
+    evaluate_every: int = 50
     generated: int = 2000
     held_out: int = 400
     short_share: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("pairs_per_step", "generated", "held_out"):
+        for name in ("pairs_per_step", "evaluate_every", "generated", "held_out"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"pairs.{name} ({getattr(self, name)}) must be above 0")
-        if self.max_tokens < 0:
-            raise ConfigError(f"pairs.max_tokens ({self.max_tokens}) must be at least 0; 0 is the model's context")
-        if self.on_bad not in ("skip", "stop"):
-            raise ConfigError(f"pairs.on_bad ({self.on_bad!r}) must be skip or stop")
         if not 0 <= self.short_share <= 1:
             raise ConfigError(f"pairs.short_share ({self.short_share}) must be from 0 to 1")
 
@@ -141,6 +136,7 @@ class DPOConfig:
         default_factory=lambda: RouterConfig(bias_rate=0, orthogonal_weight=0, aux_weight=0, z_weight=0)
     )
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(num_shards=1, processes=1))
+    data: DataConfig = field(default_factory=DataConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
 

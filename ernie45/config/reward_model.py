@@ -5,6 +5,7 @@ Knows nothing about torch or how it is done.
 
 from dataclasses import dataclass, field
 
+from ernie45.config.data import DataConfig
 from ernie45.config.errors import ConfigError
 from ernie45.config.preference import PairsConfig
 from ernie45.config.train import LoopConfig, OptimConfig, RouterConfig, ScheduleConfig
@@ -40,5 +41,6 @@ class RewardConfig:
         default_factory=lambda: RouterConfig(bias_rate=0, orthogonal_weight=0, aux_weight=0, z_weight=0)
     )
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(num_shards=1, processes=1))
+    data: DataConfig = field(default_factory=DataConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     reward: RewardModelConfig = field(default_factory=RewardModelConfig)

@@ -75,6 +75,12 @@ STAGES: dict[str, StageKind] = {
         build="ernie45.recipes.sft:build",
         recipes={"tiny": "ernie45.recipes.sft:tiny"},
     ),
+    "dpo": StageKind(
+        summary="preference pairs: DPO and its family",
+        data="pairs of a chosen and a rejected answer (default: generated ones, for the tiny model)",
+        build="ernie45.recipes.preference:build",
+        recipes={"tiny": "ernie45.recipes.preference:tiny"},
+    ),
 }
 
 

@@ -1,0 +1,151 @@
+"""The `dpo` stage: pairs, reference, forward and objective put together.
+
+Knows nothing about folders, processes or the command line.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ernie45.config.errors import ConfigError
+from ernie45.config.preference import DPOConfig
+from ernie45.data.preference import PairSet, PreferenceBatch, collate_pairs
+from ernie45.model.multimodal import ErnieModel
+from ernie45.recipes.pairs import Pairs, load_pairs
+from ernie45.recipes.registry import Assembly, BuildContext
+from ernie45.train.objectives.preference import pair_metrics
+from ernie45.train.preference import (
+    HeldOutPairs,
+    Metrics,
+    PreferenceOutputs,
+    PreferenceSettings,
+    ReferenceStore,
+    answer_logprobs,
+    pairs_of,
+    preference_objective,
+)
+from ernie45.train.stage import Stage
+
+Reference = Callable[[Any, PreferenceBatch], Tensor | None]
+"""(modules, batch) -> the reference's log-probabilities [B, 2], or None where no loss needs one."""
+
+
+def tiny() -> DPOConfig:
+    """Short captions over wordy ones and right answers over wrong ones, for the tiny model."""
+    return DPOConfig()
+
+
+def build(context: BuildContext) -> Assembly:
+    """The stage on the context's pairs, or on generated ones if there are none."""
+    config: DPOConfig = context.config
+    pairs = load_pairs(context)
+    store = ReferenceStore(context.folder, context.model, context.workers) if config.preference.needs_reference else None
+    reference = _reference(context, pairs, store)
+    settings = PreferenceSettings(config.preference, config.router)
+    baseline = _Baseline(context, pairs, reference) if "kto_pair" in dict(config.preference.weighted_losses()) else None
+
+    def forward(modules: Any, batch: PreferenceBatch) -> PreferenceOutputs:
+        known_B2 = reference(modules, batch)
+        policy_B2, routers = answer_logprobs(modules["model"], batch)
+        kl_2 = None if baseline is None else baseline.means_2
+        return PreferenceOutputs(pairs_of(batch, policy_B2, known_B2, kl_2), routers)
+
+    modules = nn.ModuleDict({"model": context.model})
+    score = None
+    if pairs.held_out is not None:
+        score = HeldOutPairs(pairs.held_out, _held_out_metrics(config, pairs.held_out, store), context.workers)
+    stage = Stage(
+        name="dpo",
+        schedule=config.schedule,
+        batch=pairs.batches,
+        forward=forward,
+        objective=preference_objective,
+        objective_config=settings,
+        routers=config.router,
+        before_step=None if baseline is None else lambda step: baseline.measure(modules, step),
+        evaluate=score,
+        evaluate_every=config.pairs.evaluate_every,
+    )
+    return Assembly(modules=modules, stages=[stage], describe=describe(config, pairs))
+
+
+def describe(config: Any, pairs: Pairs) -> dict[str, Any]:
+    """Facts of a stage on pairs, for `--dry-run`."""
+    train, held_out = pairs.batches.pairs, pairs.held_out
+    return {
+        "num_steps": config.schedule.num_steps,
+        "pairs": len(train),
+        "pairs_left_out": len(train.skipped),
+        "held_out_pairs": 0 if held_out is None else len(held_out),
+        "epochs": round(config.schedule.num_steps * config.pairs.pairs_per_step / len(train), 2),
+    }
+
+
+def _reference(context: BuildContext, pairs: Pairs, store: ReferenceStore | None) -> Reference:
+    """How the reference's log-probabilities are had; those of "precomputed" come with the batches."""
+    kind = context.config.preference.reference
+    if store is None:
+        return lambda modules, batch: None
+    if kind == "precomputed":
+        pairs.batches.reference = store.fill(pairs.batches.pairs)
+        return lambda modules, batch: batch.reference_B2
+    if kind == "frozen":
+        return _Frozen(context.model)
+    raise ConfigError("preference.reference ('adapter_off') needs an adapter; use precomputed or frozen, or train one")
+
+
+class _Frozen:
+    """A copy of the model as it is now."""
+
+    def __init__(self, model: ErnieModel) -> None:
+        self._model = copy.deepcopy(model).requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, modules: Any, batch: PreferenceBatch) -> Tensor:
+        return answer_logprobs(self._model, batch)[0]
+
+
+class _Baseline:
+    """KTO's two means over all pairs of a step, by one more pass without gradient, so that shards and processes agree."""
+
+    def __init__(self, context: BuildContext, pairs: Pairs, reference: Reference) -> None:
+        self._batches, self._reference, self._workers = pairs.batches, reference, context.workers
+        self._num_shards = context.config.loop.num_shards
+        self._by_token = context.config.preference.length_normalised
+        self.means_2 = torch.zeros(2)
+
+    @torch.no_grad()
+    def measure(self, modules: Any, step: int) -> dict[str, float]:
+        """Set the means for a step; they are logged."""
+        totals_3 = torch.zeros(3)
+        for shard in self._workers.shards(self._num_shards):
+            batch = self._batches(step, shard)
+            policy_B2, _ = answer_logprobs(modules["model"], batch)
+            pairs = pairs_of(batch, policy_B2, self._reference(modules, batch))
+            pairs = pairs.by_token() if self._by_token else pairs
+            totals_3 += torch.stack([pairs.chosen_ratio_B.sum(), pairs.rejected_ratio_B.sum(), torch.tensor(float(len(batch)))])
+        self._workers.add(totals_3)
+        self.means_2 = totals_3[:2] / totals_3[2]
+        return {"kl_chosen": float(self.means_2[0]), "kl_rejected": float(self.means_2[1])}
+
+
+def _held_out_metrics(
+    config: DPOConfig, pairs: PairSet, store: ReferenceStore | None
+) -> Callable[[Any, Sequence[int]], Metrics]:
+    """Implicit rewards of held-out pairs, and how often the chosen answer is the likelier one (`likelier_accuracy`).
+
+    The reference is always that of before training.
+    """
+    known = None if store is None else store.fill(pairs)
+
+    def metrics(modules: Any, places: Sequence[int]) -> Metrics:
+        batch = collate_pairs([pairs[place] for place in places], (1.0, 1.0), 1.0)
+        reference_B2 = None if known is None else torch.tensor([known[pairs.facts[place].key] for place in places])
+        policy_B2, _ = answer_logprobs(modules["model"], batch)
+        found = pair_metrics(pairs_of(batch, policy_B2, reference_B2), config.preference)
+        return found | {"likelier_accuracy": ((policy_B2[:, 0] > policy_B2[:, 1]).sum(), len(batch))}
+
+    return metrics
