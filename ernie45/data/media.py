@@ -22,6 +22,8 @@ from ernie45.processor.source import MediaLimits, describe, is_download, is_url,
 
 _ORIENTATION = 0x0112
 _LYING = 5  # orientations from here on swap width and height
+_PNG_SIGNATURE = 8
+_PNG_NOTES = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # what can hold one, in front of the pixels or behind them
 
 
 def check_addresses(sources: Sequence[MediaSource], allow_remote: bool) -> None:
@@ -69,7 +71,20 @@ def _image_size(source: Any, limits: MediaLimits, field: str) -> tuple[int, int]
     Image.init()
     try:
         with Image.open(file, formats=IMAGE_FORMATS) as image:
-            lies = image.getexif().get(_ORIENTATION, 1) >= _LYING
+            lies = _may_lie(image) and image.getexif().get(_ORIENTATION, 1) >= _LYING
             return (image.width, image.height) if lies else (image.height, image.width)
     except Exception as error:  # PIL raises almost anything for a damaged header
         raise MediaError(f"{field} ({describe(source)}) is no readable picture: {error}; replace the file") from error
+
+
+def _may_lie(image: Image.Image) -> bool:
+    """Whether there may be an orientation. PIL would decode a whole PNG to look for one; its chunks can be skipped through."""
+    file = getattr(image, "fp", None)
+    if image.format != "PNG" or file is None or "exif" in image.info:
+        return True
+    file.seek(_PNG_SIGNATURE)
+    while len(head := file.read(8)) == 8:
+        if head[4:] in _PNG_NOTES:
+            return True
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return False

@@ -127,7 +127,7 @@ class RecordEncoder:
         media = self._media(messages, load)
         inputs = self._chat(record, messages, media, thinking, prompt=False)
         finder = _TurnFinder(self, record, messages, media, inputs, thinking)
-        return Labelled(inputs, self._labels(inputs, finder, record))
+        return Labelled(inputs, self._labels(inputs, finder, record), record.source)
 
     def _labels(self, inputs: ModelInput, finder: "_TurnFinder", record: Record) -> np.ndarray:
         ids = inputs.token_ids
@@ -161,7 +161,7 @@ class RecordEncoder:
         inputs = document_input(self.processor, record, media)
         labels_S = np.append(inputs.token_ids[1:], IGNORED)
         labels_S[:-1][inputs.is_vision[1:]] = IGNORED
-        return Labelled(inputs, labels_S)
+        return Labelled(inputs, labels_S, record.source)
 
 
 class _TurnFinder:
