@@ -24,6 +24,8 @@ REWARDS = {
     "math": f"{_HERE}.mathematics:Math",
     "boxes": f"{_HERE}.boxes:Boxes",
     "code": f"{_HERE}.code:Code",
+    "judge": f"{_HERE}.judge:Judge",
+    "checklist": f"{_HERE}.judge:Checklist",
     "format": f"{_HERE}.shape:Format",
     "length": f"{_HERE}.shape:Length",
     "regex": f"{_HERE}.workers:Regex",
