@@ -8,6 +8,7 @@
 #include <cstring>
 #include <vector>
 
+#include "decode_attention.h"
 #include "threads.h"
 #include "vectors.h"
 
@@ -80,12 +81,6 @@ struct Share {
         to = int(std::min<int64_t>(n, blocks * (part + 1) / parts * BLOCK));
     }
 };
-
-template <class T> void round_to(const float* x, int64_t n, T* y) {
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) store(y + i, load(x + i));
-    for (; i < n; ++i) narrow(x[i], y[i]);
-}
 
 // hidden [f] = silu(gate) * up * scale, from gate_up [2f]
 template <class T> void swiglu(const float* gate_up, int f, float scale, T* hidden) {
@@ -187,149 +182,6 @@ template <class T> void linear(const T* x, int m, const T* w, int k, int n, int 
         linear(x, m, w, k, share.from, share.to, out, n);
     });
     round_to(out, int64_t(m) * n, y);
-}
-
-struct Heads {
-    int query, kv, dim;
-};
-
-// The step's sequences and their pages
-template <class T> struct Pages {
-    T *keys, *values;
-    const int64_t *slots, *table, *lengths;
-    int num_pages, page_size;
-};
-
-// Interleaved rope; turn holds cos, sin of each pair
-void rotate(float* x, const float* turn, int dim) {
-    for (int i = 0; i < dim; i += 2) {
-        float a = x[i], b = x[i + 1];
-        x[i] = a * turn[i] - b * turn[i + 1];
-        x[i + 1] = a * turn[i + 1] + b * turn[i];
-    }
-}
-
-template <class T> void read_row(const T* x, int n, float* y) {
-    for (int i = 0; i < n; ++i) y[i] = widen(x[i]);
-}
-
-// Scores of G query heads against N tokens, whose keys start at k[0 ... N): each vector of keys is widened once for all heads, each
-// of the queries read once for all tokens. scores[head * length + token].
-template <int G, int N, class T> void score(const float* q, const T* const* k, int dim, float scale, float* scores, int length) {
-    vec sums[G][N] = {};
-    int i = 0;
-    for (; i + LANES <= dim; i += LANES) {
-        vec keys[N];
-        for (int t = 0; t < N; ++t) keys[t] = load(k[t] + i);
-        for (int head = 0; head < G; ++head) {
-            vec query = load(q + head * dim + i);
-            for (int t = 0; t < N; ++t) sums[head][t] += query * keys[t];
-        }
-    }
-    for (int head = 0; head < G; ++head)
-        for (int t = 0; t < N; ++t) {
-            float sum = total(sums[head][t]);
-            for (int j = i; j < dim; ++j) sum += q[head * dim + j] * widen(k[t][j]);
-            scores[int64_t(head) * length + t] = sum * scale;
-        }
-}
-
-// sums [G, dim] of weights [G, length] times values; W vectors of a value at a time stay in registers for all tokens
-template <int G, int W, class T, class At> void weigh(const float* weights, int length, At at, int from, int dim, float* sums) {
-    vec total[G][W] = {};
-    for (int t = 0; t < length; ++t) {
-        const T* v = at(t) + from;
-        for (int j = 0; j < W; ++j) {
-            vec value = load(v + j * LANES);
-            for (int head = 0; head < G; ++head) total[head][j] += value * weights[int64_t(head) * length + t];
-        }
-    }
-    for (int head = 0; head < G; ++head)
-        for (int j = 0; j < W; ++j) store(sums + head * dim + from + j * LANES, total[head][j]);
-}
-
-void softmax(float* s, int length) {
-    float top = *std::max_element(s, s + length);
-    int t = 0;
-    vec mass = {};
-    for (; t + LANES <= length; t += LANES) {
-        vec e = exponential(load(s + t) - top);
-        store(s + t, e);
-        mass += e;
-    }
-    float sum = total(mass);
-    for (; t < length; ++t) sum += s[t] = std::exp(s[t] - top);
-    for (t = 0; t < length; ++t) s[t] /= sum;
-}
-
-// G query heads that share a KV head: q [G, dim] turned; keys(t), values(t) point to the rows of token t; out [G, dim]
-template <int G, class T, class Keys, class Values>
-void attend_heads(const float* q, int dim, int length, Keys keys, Values values, float* scores, float* out) {
-    constexpr int N = 4;
-    float scale = 1.0f / std::sqrt(float(dim));
-    int t = 0;
-    for (; t + N <= length; t += N) {
-        const T* k[N] = {keys(t), keys(t + 1), keys(t + 2), keys(t + 3)};
-        score<G, N>(q, k, dim, scale, scores + t, length);
-    }
-    for (; t < length; ++t) {
-        const T* k[1] = {keys(t)};
-        score<G, 1>(q, k, dim, scale, scores + t, length);
-    }
-    for (int head = 0; head < G; ++head) softmax(scores + int64_t(head) * length, length);
-    int i = 0;
-    for (; i + 4 * LANES <= dim; i += 4 * LANES) weigh<G, 4, T>(scores, length, values, i, dim, out);
-    for (; i + LANES <= dim; i += LANES) weigh<G, 1, T>(scores, length, values, i, dim, out);
-    for (; i < dim; ++i)
-        for (int head = 0; head < G; ++head) {
-            float sum = 0;
-            for (t = 0; t < length; ++t) sum += scores[int64_t(head) * length + t] * widen(values(t)[i]);
-            out[head * dim + i] = sum;
-        }
-}
-
-// One sequence's new token, one KV head and the query heads that share it: rope, write to its slot, attend to all its tokens.
-template <class T> void attend(const T* qkv, int r, int kv_head, Heads n, const float* turns, const Pages<T>& p, T* out) {
-    static thread_local std::vector<float> scores, q, k, sums;
-    static thread_local std::vector<int64_t> rows;
-    int group = n.query / n.kv, width = n.kv * n.dim, length = int(p.lengths[r]);
-    const T* row = qkv + int64_t(r) * (n.query + 2 * n.kv) * n.dim;
-    const float* turn = turns + int64_t(r) * n.dim;
-    q.resize(size_t(group) * n.dim);
-    k.resize(n.dim);
-    sums.resize(size_t(group) * n.dim);
-    scores.resize(size_t(length) * std::min(group, 4));
-    read_row(row + kv_head * group * n.dim, group * n.dim, q.data());
-    read_row(row + (n.query + kv_head) * n.dim, n.dim, k.data());
-    for (int head = 0; head < group; ++head) rotate(q.data() + head * n.dim, turn, n.dim);
-    rotate(k.data(), turn, n.dim);
-    int64_t slot = p.slots[r] * width + kv_head * n.dim;
-    for (int i = 0; i < n.dim; ++i) narrow(k[i], p.keys[slot + i]);
-    std::memcpy(p.values + slot, row + (n.query + n.kv + kv_head) * n.dim, n.dim * sizeof(T));
-    const int64_t* pages = p.table + int64_t(r) * p.num_pages;
-    rows.resize(length);
-    for (int t = 0; t < length; t += p.page_size)
-        for (int i = 0; i < std::min(p.page_size, length - t); ++i)
-            rows[t + i] = (pages[t / p.page_size] * p.page_size + i) * width + kv_head * n.dim;
-    auto keys = [&](int t) { return (const T*)p.keys + rows[t]; };
-    auto values = [&](int t) { return (const T*)p.values + rows[t]; };
-    for (int head = 0; head < group;) {
-        const float* query = q.data() + head * n.dim;
-        float* sum = sums.data() + head * n.dim;
-        switch (std::min(4, group - head)) {
-            case 1: attend_heads<1, T>(query, n.dim, length, keys, values, scores.data(), sum), head += 1; break;
-            case 2: attend_heads<2, T>(query, n.dim, length, keys, values, scores.data(), sum), head += 2; break;
-            case 3: attend_heads<3, T>(query, n.dim, length, keys, values, scores.data(), sum), head += 3; break;
-            default: attend_heads<4, T>(query, n.dim, length, keys, values, scores.data(), sum), head += 4;
-        }
-    }
-    round_to(sums.data(), group * n.dim, out + (int64_t(r) * n.query + kv_head * group) * n.dim);
-}
-
-template <class T> void attention(const T* qkv, int m, Heads n, const float* turns, const Pages<T>& p, int threads, T* out) {
-    parallel(threads, [&](int part, int parts) {
-        for (int pair = part; pair < m * n.kv; pair += parts) attend(qkv, pair / n.kv, pair % n.kv, n, turns, p, out);
-    });
 }
 
 }  // namespace

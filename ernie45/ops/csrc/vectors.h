@@ -61,6 +61,40 @@ inline float total(vec v) {
     return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
+// The totals of LANES vectors, one a lane, each summed in the order of `total`: the vectors are folded together, which takes a
+// third of the instructions.
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define ERNIE_FOLDS 1
+#endif
+#endif
+inline vec totals(const vec* v) {
+#ifdef ERNIE_FOLDS
+    vec eights[8], fours[4], twos[2];
+    for (int i = 0; i < 8; ++i) {
+        vec a = v[2 * i], b = v[2 * i + 1];
+        eights[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                    __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    }
+    for (int i = 0; i < 4; ++i) {
+        vec a = eights[2 * i], b = eights[2 * i + 1];
+        fours[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+                   __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    }
+    for (int i = 0; i < 2; ++i) {
+        vec a = fours[2 * i], b = fours[2 * i + 1];
+        twos[i] = __builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+                  __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+    }
+    return __builtin_shufflevector(twos[0], twos[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           __builtin_shufflevector(twos[0], twos[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#else
+    vec all = {};
+    for (int i = 0; i < LANES; ++i) all[i] = total(v[i]);
+    return all;
+#endif
+}
+
 // A running sum of products of two rows, a vector at a time. In bf16 with AVX512_BF16 one instruction takes 32 pairs, exact
 // products and fp32 sums; without it, and in fp32, 16. STEP says how many elements one `step` takes.
 template <class T> struct Products {
