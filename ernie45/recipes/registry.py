@@ -69,6 +69,12 @@ class StageKind(NamedTuple):
 
 
 STAGES: dict[str, StageKind] = {
+    "rlvr": StageKind(
+        summary="reinforcement learning from answers that can be checked",
+        data="prompts with answers (default: generated sums of written digits, for the tiny model)",
+        build="ernie45.recipes.policy:build",
+        recipes={"tiny": "ernie45.recipes.policy:tiny"},
+    ),
     "sft": StageKind(
         summary="supervised answers, with and without thoughts; whole model or LoRA",
         data="conversations (default: generated ones, for the tiny model)",
