@@ -53,12 +53,14 @@ class PreferenceBatch:
 
     language: its weights are those of the chosen answers' tokens in their mean over the step, 0 on the rejected ones.
     sequence_R: for each labelled row its answer, 2 * pair for the chosen and 2 * pair + 1 for the rejected one.
+    last_rows_B2: the row of each answer's last token, the end of its turn.
     reference_B2: log-probabilities of both answers by the reference, where they are known. margins_B: see `EncodedPair`.
     pair_weight: 1 / pairs of the step. token_weight: 1 / labelled tokens of its chosen answers.
     """
 
     language: LanguageBatch
     sequence_R: Tensor
+    last_rows_B2: Tensor
     reference_B2: Tensor | None
     margins_B: Tensor
     pair_weight: float
@@ -94,10 +96,13 @@ def collate_pairs(pairs: Sequence[EncodedPair], weights: tuple[float, float], sh
     items.sort(key=lambda item: ([medium.grid for medium in item[1].inputs.media], len(item[1].inputs)))
     row_weights = [0.0 if place % 2 else token_weight for place, _ in items]
     language = collate([side for _, side in items], row_weights, share)
-    counts = [side.num_labels for _, side in items]
+    places, counts = np.array([place for place, _ in items]), [side.num_labels for _, side in items]
+    last_rows = np.empty(len(items), dtype=np.int64)
+    last_rows[places] = np.array(language.packed.cu_seqlens[1:]) - 1
     return PreferenceBatch(
         language=language,
-        sequence_R=torch.from_numpy(np.repeat(np.array([place for place, _ in items]), counts)),
+        sequence_R=torch.from_numpy(np.repeat(places, counts)),
+        last_rows_B2=torch.from_numpy(last_rows.reshape(-1, 2)),
         reference_B2=None,
         margins_B=torch.tensor([pair.margin for pair in pairs]),
         pair_weight=pair_weight,

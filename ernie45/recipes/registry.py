@@ -87,6 +87,12 @@ STAGES: dict[str, StageKind] = {
         build="ernie45.recipes.preference:build",
         recipes={"tiny": "ernie45.recipes.preference:tiny"},
     ),
+    "reward": StageKind(
+        summary="a reward model from preference pairs: a scalar head, pairwise",
+        data="pairs of a chosen and a rejected answer (default: generated ones, for the tiny model)",
+        build="ernie45.recipes.reward:build",
+        recipes={"tiny": "ernie45.recipes.reward:tiny"},
+    ),
 }
 
 

@@ -84,6 +84,9 @@ def test_packed_rows_know_their_answer(encoder: RecordEncoder, pairs: list[Pair]
             labels = side.labels_S[side.labels_S != IGNORED]
             assert batch.language.labels_R[rows].tolist() == labels.tolist()
             assert (batch.language.weights_R[rows] == (0.0 if place else 0.25)).all()
+            last = int(batch.last_rows_B2[number, place])
+            start = batch.packed.cu_seqlens[batch.packed.cu_seqlens.index(last + 1) - 1]
+            assert batch.packed.token_ids_T[start : last + 1].tolist() == side.inputs.token_ids.tolist()
     assert len(batch.packed.cu_seqlens) == 21
 
 
