@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from ernie45 import __version__
-from ernie45.commands import chat, convert, demo, evaluate, generate, info, run_batch, serve, train
+from ernie45.commands import chat, convert, data, demo, evaluate, generate, info, run_batch, serve, train
 from ernie45.config.errors import Ernie45Error
 from ernie45.entrypoints.vllm_flags import VLLM_INSTEAD
 
@@ -40,6 +40,7 @@ COMMANDS = {
     "serve": serve,
     "info": info,
     "convert": convert,
+    "data": data,
     "train": train,
     "eval": evaluate,
 }

@@ -74,6 +74,11 @@ class Dataset:
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
     @property
+    def counts(self) -> dict[str, int]:
+        """How many records each file has, bad ones included."""
+        return {str(path): len(file) for path, file in zip(self.paths, self._files, strict=True)}
+
+    @property
     def fingerprint(self) -> list[list[object]]:
         """Changes when a file does: name, size and time of each."""
         return [[str(path), (status := path.stat()).st_size, status.st_mtime_ns] for path in self.paths]

@@ -187,7 +187,7 @@ def parse_json(data: bytes, origin: str) -> Any:
     try:
         return json.loads(data)
     except json.JSONDecodeError as error:
-        if error.pos >= len(error.doc.rstrip()):
+        if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string"):
             raise DataError(f"{origin} is cut off after {len(data)} bytes; write the record again or remove it") from error
         raise DataError(f"{origin} is not JSON: {error.msg} at character {error.pos + 1}; correct it") from error
     except UnicodeDecodeError as error:
