@@ -67,7 +67,7 @@ class ChatApi:
             names = [str(one["id"]) for one in response.raise_for_status().json()["data"]]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"url ({self.url}) has no OpenAI-compatible list of models at /models ({response.status_code}); give it with its /v1"
+                f"url ({self.url}) has no OpenAI-compatible list of models at /models ({response.status_code}); give /v1 too"
             ) from error
         if not self.model and len(names) == 1:
             self.model = names[0]

@@ -26,6 +26,7 @@ REWARDS = {
     "code": f"{_HERE}.code:Code",
     "judge": f"{_HERE}.judge:Judge",
     "checklist": f"{_HERE}.judge:Checklist",
+    "model": f"{_HERE}.learned:Model",
     "format": f"{_HERE}.shape:Format",
     "length": f"{_HERE}.shape:Length",
     "regex": f"{_HERE}.workers:Regex",
