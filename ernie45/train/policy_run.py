@@ -27,7 +27,7 @@ from ernie45.train.objectives.advantages import (
     spread,
     whitened,
 )
-from ernie45.train.objectives.policy import PolicyOutputs
+from ernie45.train.objectives.policy import PolicyOutputs, label_weights
 from ernie45.train.policy_batch import PolicyBatch, PolicyItem, collate_policy, continued, split_rows
 from ernie45.train.prompts import PromptPool, PromptTable
 from ernie45.train.rewards.system import RewardSystem
@@ -250,13 +250,9 @@ class PolicyRun:
     def _weigh(self, episodes: Sequence[Episode]) -> None:
         """What a label of each counts in the loss of its update."""
         counted = [episode for episode in episodes if not np.isnan(episode.reward)]
-        num_tokens = sum(map(len, counted))
-        for episode in counted:
-            episode.weight = {
-                "token": 1 / num_tokens,
-                "sequence": 1 / (len(counted) * len(episode)),
-                "constant": 1 / (len(counted) * self._config.rollout.max_tokens),
-            }[self._config.policy.normalise]
+        weights = label_weights(list(map(len, counted)), self._config.policy.normalise, self._config.rollout.max_tokens)
+        for episode, weight in zip(counted, weights, strict=True):
+            episode.weight = weight
 
     # ---- what models say of it before the first update
 

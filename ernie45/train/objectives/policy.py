@@ -3,6 +3,7 @@
 Knows nothing about models, engines, rewards or where advantages come from. docs/rlvr.md has the formulas together.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,16 @@ def policy_loss(outputs: PolicyOutputs, batch: PolicyBatch, config: PolicyConfig
     loss = (losses_R * batch.weights_R).sum()
     metrics |= {"entropy": _mean(outputs.entropies_R, counted_R), "policy_loss": (loss.detach(), batch.share)}
     return Loss(loss, metrics)
+
+
+def label_weights(lengths: Sequence[int], normalise: str, max_tokens: int) -> list[float]:
+    """What each label of a sequence counts, for all sequences of a step: their labels' weights are `PolicyBatch.weights_R`."""
+    if normalise == "token":
+        return [1 / sum(lengths)] * len(lengths)
+    if normalise == "sequence":
+        return [1 / (len(lengths) * length) for length in lengths]
+    assert normalise == "constant", normalise
+    return [1 / (len(lengths) * max_tokens)] * len(lengths)
 
 
 def clipped_losses(ratio_R: Tensor, advantages_R: Tensor, config: PolicyConfig) -> Tensor:
