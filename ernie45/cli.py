@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from ernie45 import __version__
-from ernie45.commands import chat, convert, data, demo, evaluate, generate, info, run_batch, serve, train
+from ernie45.commands import chat, convert, data, demo, evaluate, generate, info, report, run_batch, serve, train
 from ernie45.config.errors import Ernie45Error
 from ernie45.entrypoints.vllm_flags import VLLM_INSTEAD
 
@@ -42,6 +42,7 @@ COMMANDS = {
     "convert": convert,
     "data": data,
     "train": train,
+    "report": report,
     "eval": evaluate,
 }
 
