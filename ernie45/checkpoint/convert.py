@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ernie45.checkpoint.writer import (
     DEFAULT_SHARD_BYTES,
     UNSIGNED,
     Progress,
+    Source,
     plan_weights,
     write_config,
     write_weights,
@@ -47,24 +48,36 @@ def convert(
     tied models have is dropped. CheckpointError for a source that is not a whole model; StorageError if the destination is
     not empty (unless `overwrite`) or the disk is full. On any error, and when killed, the destination is as it was before.
     """
-    target = find_layout(layout)
     folder = open_folder(source)
-    destination = Path(destination)
-    if destination.exists() and os.path.samefile(folder.path, destination):
-        raise CheckpointError(f"destination ({destination}) is the source; choose another folder")
-    files = frozenset(tensor.file for tensor in folder.tensors.values())
-    with OpenFiles(files) as opened:
-        rows = FolderSource(folder, opened)
-        slots = expand(target, folder.config, folder.parameters)
-        plan = plan_weights(slots, rows, file_format=target.file_format, max_shard_bytes=max_shard_bytes)
-        carried = carried_files(folder.path)
-        config_json = _config_json(folder, layout)
-        needed = plan.needed_bytes + sum(file.stat().st_size for file in carried)
-        with staged_folder(destination, needed_bytes=needed, replaces=CONFIG_FILE if overwrite else None) as staged:
-            write_weights(staged, plan, rows, progress)
-            for file in carried:
-                staged.copy(file)
-            write_config(staged, config_json)
+    with OpenFiles(frozenset(tensor.file for tensor in folder.tensors.values())) as opened:
+        target = Target(Path(destination), layout, max_shard_bytes, overwrite)
+        write_folder(folder, FolderSource(folder, opened), target, progress)
+
+
+class Target(NamedTuple):
+    """Where a converted model goes, and how."""
+
+    path: Path
+    layout: LayoutName
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    overwrite: bool = False
+
+
+def write_folder(folder: ModelFolder, rows: Source, target: Target, progress: Progress | None = None) -> None:
+    """A model folder like `folder`, with the values of `rows`. Errors as in `convert`."""
+    if target.path.exists() and os.path.samefile(folder.path, target.path):
+        raise CheckpointError(f"destination ({target.path}) is the source; choose another folder")
+    layout = find_layout(target.layout)
+    slots = expand(layout, folder.config, folder.parameters)
+    plan = plan_weights(slots, rows, file_format=layout.file_format, max_shard_bytes=target.max_shard_bytes)
+    carried = carried_files(folder.path)
+    config_json = _config_json(folder, target.layout)
+    needed = plan.needed_bytes + sum(file.stat().st_size for file in carried)
+    with staged_folder(target.path, needed_bytes=needed, replaces=CONFIG_FILE if target.overwrite else None) as staged:
+        write_weights(staged, plan, rows, progress)
+        for file in carried:
+            staged.copy(file)
+        write_config(staged, config_json)
 
 
 def carried_files(path: Path) -> list[Path]:

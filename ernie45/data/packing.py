@@ -24,7 +24,8 @@ class LanguageBatch:
     rows_R: rows of the packed tokens that have a label; labels_R: that label. weights_R: fp32, what a row's loss counts in the
     loss of the whole step; over all shards the weighted losses add up to it. share: this shard's, in a mean over shards.
     sources: names of all that sequences of the run come from; source_R: int64, which of them a row is of. shows_R: bool,
-    whether the row's sequence has pictures. These are for metrics alone.
+    whether the row's sequence has pictures. These are for metrics alone. noise: seed of what a forward draws by chance
+    (dropout); None: nothing is drawn.
     """
 
     packed: PackedBatch
@@ -35,6 +36,7 @@ class LanguageBatch:
     sources: tuple[str, ...] = ()
     source_R: Tensor | None = None
     shows_R: Tensor | None = None
+    noise: int | None = None
 
 
 def fill(token_budget: int, draw: Callable[[int], Labelled]) -> list[Labelled]:

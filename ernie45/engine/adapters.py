@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ernie45.checkpoint.adapter import load_adapter
-from ernie45.config.errors import ConfigError, RequestError
+from ernie45.config.errors import CheckpointError, ConfigError, RequestError
 from ernie45.model.lora import AdapterRows, LoraAdapter
 from ernie45.model.multimodal import ErnieModel
 
@@ -29,10 +29,18 @@ class Adapters:
         return tuple(self._by_name)
 
     def add(self, name: str, folder: str | Path) -> None:
-        """Load an adapter. ConfigError for a name in use; CheckpointError as in `load_adapter`."""
+        """Load an adapter. ConfigError for a name in use; CheckpointError as in `load_adapter`, and for one of the tower."""
         if not name or name in self._by_name:
             raise ConfigError(f"adapter name ({name!r}) must be new and not empty; choose another")
-        self._by_name[name] = load_adapter(folder, self._model)
+        adapter = load_adapter(folder, self._model)
+        # A picture is encoded once for all requests that show it, whatever their adapter.
+        eyes = [part for part in (self._model.vision_model, self._model.resampler_model) if part is not None]
+        if any(module in adapter.pairs for part in eyes for module in part.modules()):
+            raise CheckpointError(
+                f"adapter ({folder}) changes the vision tower or the resampler, which all requests share; merge it into a "
+                f"model of its own: ernie45 convert MODEL DST --merge {folder}"
+            )
+        self._by_name[name] = adapter
 
     def get(self, name: str) -> LoraAdapter:
         """RequestError that lists the known names for an unknown one."""

@@ -47,6 +47,12 @@ def write_adapter(folder: Path, config: ModelConfig, *, rank: int, seed: int, he
     if head:
         modules["lm_head"] = (width, config.vocab_size)
     tensors = {}
+    pool = config.expert_pools[0]
+    experts = "base_model.model.model.language_model.layers.1.mlp.text_moe.experts"
+    # PEFT lays the experts' ranks side by side, and wraps gate_up_proj inside of down_proj.
+    for name, size, out in ((f"{experts}.base_layer", width, 2 * pool.ffn_size), (experts, pool.ffn_size, width)):
+        tensors[f"{name}.lora_A.weight"] = torch.randn(rank * pool.num_experts, size, generator=generator) * 0.3
+        tensors[f"{name}.lora_B.weight"] = torch.randn(out, rank * pool.num_experts, generator=generator) * 0.3
     for name, (size, out) in modules.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(rank, size, generator=generator) * 0.3
         tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(out, rank, generator=generator) * 0.3
@@ -178,6 +184,19 @@ def test_prompt_logprobs_are_the_adapters(model, folders, inputs) -> None:
         assert request.prompt_logprobs is not None
         told.append(tuple(entry.logprob for entry in request.prompt_logprobs if entry is not None))
     assert len(set(told)) == 3
+
+
+def test_an_adapter_of_the_tower_is_refused(model, tmp_path: Path) -> None:
+    """Features of a picture are kept for all requests."""
+    folder = write_adapter(tmp_path / "eyes", model.config, rank=2, seed=3)
+    tower = "base_model.model.model.vision_tower.blocks.0.attn.proj"
+    width = model.config.vision.hidden_size
+    save_file(
+        {f"{tower}.lora_A.weight": torch.ones(2, width), f"{tower}.lora_B.weight": torch.ones(width, 2)},
+        folder / "adapter_model.safetensors",
+    )
+    with pytest.raises(CheckpointError, match=r"changes the vision tower .* --merge"):
+        LLM(model, EngineConfig(num_pages=64, lora_modules=(("eyes", str(folder)),)))
 
 
 def test_names(model, folders, inputs) -> None:

@@ -26,10 +26,12 @@ from ernie45.ops import decode
 # PEFT asks transformers by a name that transformers means to drop.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
+    pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match"),  # of parameters they do
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`"),  # it says so when lm_head is adapted
 ]
 LOGIT_TOLERANCE = 1e-5
 DECODER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 PARTS = [5, (1, 4, 6), 7]
 
 
@@ -68,6 +70,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "rank_pattern": {"k_proj": 2, r".*\.layers\.2\.mlp.*down_proj": 7},
         "alpha_pattern": {"k_proj": 9, r"layers\.1\.self_attn\.o_proj": 1},
     },
+    "experts of both pools": {"target_modules": [], "target_parameters": EXPERTS, "r": 3},
+    "one stack of one pool": {
+        "target_modules": ["o_proj"],
+        "target_parameters": ["vision_moe.experts.down_proj"],
+        "alpha_pattern": {"vision_moe.experts.down_proj": 11},
+    },
+    "tower and resampler": {"target_modules": r".*\.vision_tower\..*\.(qkv|proj|fc[12])|.*\.resampler_model\.(.*fc[12]|mlp)"},
+    "everything": {"target_modules": "all-linear", "target_parameters": EXPERTS},
 }
 
 
@@ -104,18 +114,20 @@ def test_text_models(family: str, tmp_path: Path) -> None:
     }  # fmt: skip
     if family == "dense":
         theirs = t.Ernie4_5ForCausalLM(t.Ernie4_5Config(**sizes)).eval()
-        modules = DECODER
+        modules, parameters = DECODER, None
     else:
         experts: dict[str, Any] = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16}
         theirs = t.Ernie4_5_MoeForCausalLM(t.Ernie4_5_MoeConfig(**sizes, **experts)).eval()
-        modules = DECODER[:4]  # PEFT would turn the others into parameters of the experts
+        # PEFT would turn modules of these names into parameters of the experts.
+        modules = DECODER[:4]
+        parameters = [*EXPERTS, *(f"{name}.weight" for name in DECODER[4:])]
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.normal_(0, 0.2)
     theirs.save_pretrained(tmp_path / "model")
     ours = load_model(tmp_path / "model")
-    peft_model = adapted(theirs, tmp_path / "adapter", target_modules=modules)
+    peft_model = adapted(theirs, tmp_path / "adapter", target_modules=modules, target_parameters=parameters)
     adapter = load_adapter(tmp_path / "adapter", ours)
     ids = torch.randint(3, 128, (40,))
     inputs = ModelInput(
@@ -153,7 +165,7 @@ def test_rows_of_two_adapters_and_of_none_in_one_batch(make_twins: Callable, mak
         ({"use_dora": True}, "use_dora (True)"),
         ({"bias": "all"}, "bias ('all')"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save (['lm_head'])"),
-        ({"target_parameters": ["mlp.experts.down_proj"]}, "target_parameters (['mlp.experts.down_proj'])"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices ([3])"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights ('pissa')"),
         ({"lora_bias": True}, "lora_bias (True)"),
         ({"peft_type": "IA3"}, "peft_type ('IA3')"),
@@ -179,14 +191,14 @@ def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None
 
 
 Q = "base_model.model.model.language_model.layers.1.self_attn.q_proj"
-VISION = "base_model.model.model.vision_tower.blocks.0.attn.qkv"
+ROUTER = "base_model.model.model.language_model.layers.1.mlp.text_moe.gate"
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.update({f"{VISION}.lora_A.weight": torch.zeros(4, 32), f"{VISION}.lora_B.weight": torch.zeros(96, 4)}),
-         "vision_tower.blocks.0.attn.qkv"),
+        (lambda t: t.update({f"{ROUTER}.lora_A.weight": torch.zeros(4, 64), f"{ROUTER}.lora_B.weight": torch.zeros(8, 4)}),
+         "text_moe.gate"),
         (lambda t: t.update({Q.replace("q_proj", "q_norm") + ".weight": torch.zeros(4)}), "q_norm"),
         (lambda t: t.update({f"{Q}.lora_magnitude_vector": torch.zeros(64)}), "lora_magnitude_vector"),
         (lambda t: t.pop(f"{Q}.lora_A.weight"), "lacks lora_A"),
