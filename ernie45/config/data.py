@@ -83,6 +83,65 @@ class DataConfig:
         return parse_weights(self.weights, "data.weights")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """How files become the records that pretraining reads in one global order.
+
+    format           form of all documents; "auto": each by its keys.
+    record_tokens    tokens of a record: texts are cut into such, whatever has pictures is put together up to it.
+    context_records  neighbouring records of the order that are one context; changes nothing of the order.
+    block_records    records of a source that stay together in the order: the longest context that reads long documents on.
+    patch_budget     patches of one document at most; 0: no bound but the tokens.
+    weights          NAME=WEIGHT by source (a file's name up to its first dot); empty: by how many records each has.
+    weighting        what a label counts: "token_balanced" or "mean", as in `DataConfig`.
+    on_bad, workers, prefetch, allow_remote  as in `DataConfig`.
+    """
+
+    format: str = "auto"
+    record_tokens: int = 1024
+    context_records: int = 1
+    block_records: int = 16
+    patch_budget: int = 0
+    weights: tuple[str, ...] = ()
+    weighting: str = "token_balanced"
+    on_bad: str = "skip"
+    workers: int = 0
+    prefetch: int = 4
+    allow_remote: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("context_records", "block_records"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} ({getattr(self, name)}) must be at least 1; raise it")
+        if self.block_records % self.context_records:
+            raise ConfigError(
+                f"data.context_records ({self.context_records}) must divide data.block_records ({self.block_records}), so that "
+                "no context spans two blocks; use a power of two for both"
+            )
+        if self.weighting not in ("token_balanced", "mean"):
+            raise ConfigError(f"data.weighting ({self.weighting!r}) must be token_balanced or mean; choose one")
+        self.source_weights()
+        self.encoding  # noqa: B018  checks what the two have in common
+
+    def source_weights(self) -> dict[str, float]:
+        """`weights` by name."""
+        return parse_weights(self.weights, "data.weights")
+
+    @property
+    def encoding(self) -> DataConfig:
+        """How a single document becomes a sequence."""
+        return DataConfig(
+            format=self.format,
+            loss_on="all",
+            token_budget=self.record_tokens,
+            patch_budget=self.patch_budget,
+            on_bad=self.on_bad,
+            workers=self.workers,
+            prefetch=self.prefetch,
+            allow_remote=self.allow_remote,
+        )
+
+
 def parse_weights(entries: tuple[str, ...], field: str) -> dict[str, float]:
     """NAME=WEIGHT for each entry. ConfigError for another form, a name twice, or weights that are not positive."""
     found: dict[str, float] = {}

@@ -121,7 +121,7 @@ def measure_all(
         return _measure(encoding, workers, progress)
     path = folder / "data" / f"sizes-{encoding.key}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path.with_suffix(".lock")):
+    with alone(path.with_suffix(".lock")):
         if path.is_file():
             with np.load(path) as kept:
                 return SizeTable(kept["sizes"], tuple(Bad(*item) for item in json.loads(bytes(kept["bad"]))))
@@ -151,8 +151,8 @@ def _measure(encoding: Encoding, workers: int, progress: Callable[[int, int], No
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with a process that dies."""
+def alone(path: Path) -> Iterator[None]:
+    """A lock file: one process at a time; the lock goes with a process that dies."""
     with open(path, "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -79,6 +79,10 @@ class RecordEncoder:
         self._check_length(len(inputs), prompt.origin)
         return inputs
 
+    def document_ids(self, document: Document) -> np.ndarray:
+        """int64: a text without pictures as ids, of any length: begin of sentence, the text, </s>."""
+        return document_input(self.processor, document, ()).token_ids
+
     def is_thinking(self, record: Record) -> bool:
         """Which answer form a record has."""
         if record.thinking is not None:
