@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ernie45.config.errors import ConfigError
+from ernie45.config.preference import PreferenceConfig
 from ernie45.config.rewards import RewardsConfig
 from ernie45.config.train import LoopConfig, OptimConfig, RouterConfig, ScheduleConfig
 
@@ -22,6 +23,7 @@ THINKING = ("on", "off")
 ON_BAD = ("skip", "stop")
 DIGITS = ("all", "fit")
 PAIR_REFERENCES = ("old", "frozen")
+PAIR_SOURCES = ("online", "offline", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +253,58 @@ class RLVRConfig:
         if self.policy.cut == "shape" and self.policy.cut_tokens >= self.rollout.max_tokens:
             raise ConfigError(
                 f"policy.cut_tokens ({self.policy.cut_tokens}) must be below rollout.max_tokens ({self.rollout.max_tokens})"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTermConfig:
+    """The pair term of UPO; docs/upo.md has the formula.
+
+    weight        lambda of the term.
+    source        online: best and worst answer of each group; offline: pairs made beforehand; both.
+    beta          strength of the pull to the reference.
+    reference     old: the policy that wrote the rollout; frozen: the initial model.
+    by_token      log-probabilities of an answer are divided by its length.
+    sft_weight    of the better answers' cross entropy, inside the term.
+    offline       pairs made beforehand that one update learns from.
+    generated     number of pairs that the tiny recipe makes where no --data has any.
+    """
+
+    weight: float = 0.1
+    source: str = "online"
+    beta: float = 0.1
+    reference: str = "old"
+    by_token: bool = False
+    sft_weight: float = 0.0
+    offline: int = 16
+    generated: int = 1024
+
+    def __post_init__(self) -> None:
+        _one_of("pairs", self, "source", PAIR_SOURCES)
+        _one_of("pairs", self, "reference", PAIR_REFERENCES)
+        for name in ("weight", "beta", "offline", "generated"):
+            _above_zero("pairs", self, name)
+        if not self.sft_weight >= 0:
+            raise ConfigError(f"pairs.sft_weight ({self.sft_weight!r}) must be at least 0")
+
+    @property
+    def preference(self) -> PreferenceConfig:
+        """The term as a preference loss."""
+        return PreferenceConfig(beta=self.beta, sft_weight=self.sft_weight, length_normalised=self.by_token)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UPOConfig(RLVRConfig):
+    """Unified preference optimisation: a policy objective with a pair term, in one batch."""
+
+    pairs: PairTermConfig = field(default_factory=PairTermConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rollout.group_size < 2 and self.pairs.source != "offline":
+            raise ConfigError(
+                f"rollout.group_size ({self.rollout.group_size}) must be at least 2 for pairs.source={self.pairs.source}, "
+                "which takes the best and the worst answer; raise it, or use offline"
             )
 
 

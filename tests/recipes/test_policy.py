@@ -74,8 +74,49 @@ def test_prompts_of_ones_own(request_: runner.Request, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"mine.jsonl:9 has a prompt without an answer"):
         runner.run(replace(request_, data=(path,), fresh=True, overrides=overrides | {"prompts.on_bad": "stop"}))
     path.write_text(json.dumps(lines[-1]))
-    with pytest.raises(DataError, match=r"none of 1 prompts can be used.*without an answer"):
+    with pytest.raises(DataError, match=r"none of 1 records is a usable prompt.*without an answer"):
         runner.run(replace(request_, data=(path,), fresh=True))
+
+
+def test_a_critic_learns_beside_the_policy(request_: runner.Request) -> None:
+    overrides = SHORT | {
+        "policy.advantage": "gae",
+        "rollout.group_size": "1",
+        "prompts.drop_equal": "false",
+        "rollout.prompts": "6",
+    }
+    assert runner.run(replace(request_, overrides=SHORT | overrides))
+    entry = read_metrics(request_.out / "run")[-1]
+    assert 0 < entry["value_error"] < 1
+    state = load_checkpoint(request_.out / "run")
+    assert state is not None
+    assert state["parameters"]["critic.outer.weight"].abs().max() > 0
+
+
+def test_pairs_of_best_and_worst_and_given_ones_in_one_batch(request_: runner.Request) -> None:
+    upo = replace(request_, stage="upo")
+    overrides = SHORT | {"pairs.source": "both", "pairs.offline": "4", "pairs.generated": "16", "pairs.sft_weight": "0.1"}
+    assert runner.run(replace(upo, overrides=overrides | {"pairs.reference": "frozen"}))
+    entry = read_metrics(upo.out / "run")[-1]
+    assert entry["pair_loss"] > 0
+    assert 0 <= entry["pair_accuracy"] <= 1
+    assert runner.run(
+        replace(upo, fresh=True, overrides=overrides | {"rollout.updates": "1", "rollout.replay_routing": "true"})
+    )
+    assert read_metrics(upo.out / "run")[-1]["pair_margin"] == 0, "to itself a policy has no log-ratio"
+
+
+def test_given_pairs_come_from_files(request_: runner.Request, tmp_path: Path) -> None:
+    prompts, pairs = tmp_path / "prompts.jsonl", tmp_path / "pairs.jsonl"
+    prompts.write_text("\n".join(json.dumps({"question": f"What is {n}+{n}?", "answer": 2 * n}) for n in range(8)))
+    sides = [{"prompt": "Say A.", "chosen": "A", "rejected": "B"}, {"prompt": "Say C.", "chosen": "C", "rejected": "D"}]
+    pairs.write_text("\n".join(map(json.dumps, sides)))
+    overrides = SHORT | {"schedule.num_steps": "2", "pairs.source": "offline", "pairs.offline": "2", "rollout.thinking": "off"}
+    upo = replace(request_, stage="upo", data=(prompts, pairs), overrides=overrides | {"prompts.drop_equal": "false"})
+    assert runner.describe(upo)["pairs"] == 2
+    assert runner.run(upo)
+    with pytest.raises(DataError, match="must have preference pairs"):
+        runner.run(replace(upo, data=(prompts,), fresh=True))
 
 
 def test_settings_that_do_not_fit(request_: runner.Request) -> None:

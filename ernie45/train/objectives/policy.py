@@ -59,7 +59,7 @@ def policy_loss(outputs: PolicyOutputs, batch: PolicyBatch, config: PolicyConfig
 def label_weights(lengths: Sequence[int], normalise: str, max_tokens: int) -> list[float]:
     """What each label of a sequence counts, for all sequences of a step: their labels' weights are `PolicyBatch.weights_R`."""
     if normalise == "token":
-        return [1 / sum(lengths)] * len(lengths)
+        return [1 / max(sum(lengths), 1)] * len(lengths)
     if normalise == "sequence":
         return [1 / (len(lengths) * length) for length in lengths]
     assert normalise == "constant", normalise
