@@ -29,7 +29,7 @@ class LoraConfig:
     rank: of A and B; 0: no adapter, the whole model is trained. alpha: scale = alpha / rank, or alpha / sqrt(rank) with rslora
     (Kalajdzievski, 2023). dropout: share of A's inputs. targets, exclude: names of `GROUPS` or regular expressions over the
     names of projections ("layers.0.self_attn.q_proj", "layers.1.mlp.pools.vision.gate_up"); routers, embeddings and head
-    have none. b_lr_ratio: learning rate of B as a multiple of that of A (LoRA+: Hayou et al., 2024).
+    have none. For a faster B (LoRA+: Hayou et al., 2024) there is `optim.lr_ratios`.
     """
 
     rank: int = 0
@@ -38,14 +38,12 @@ class LoraConfig:
     targets: tuple[str, ...] = ("decoder",)
     exclude: tuple[str, ...] = ()
     rslora: bool = False
-    b_lr_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         if self.rank < 0:
             raise ConfigError(f"lora.rank ({self.rank}) must be at least 0; 0 trains the whole model")
-        for name in ("alpha", "b_lr_ratio"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"lora.{name} ({getattr(self, name)}) must be above 0")
+        if not self.alpha > 0:
+            raise ConfigError(f"lora.alpha ({self.alpha}) must be above 0")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora.dropout ({self.dropout}) must be at least 0 and below 1")
         if self.rank and not self.targets:

@@ -5,7 +5,9 @@ Knows nothing about torch, data or how any of it is done.
 
 from dataclasses import dataclass, field
 
+from ernie45.config.data import DataConfig
 from ernie45.config.errors import ConfigError
+from ernie45.config.lora import LoraConfig
 from ernie45.config.train import LoopConfig, OptimConfig, RouterConfig, ScheduleConfig
 
 
@@ -13,33 +15,36 @@ from ernie45.config.train import LoopConfig, OptimConfig, RouterConfig, Schedule
 class GeneratedConfig:
     """What is learnt without `--data`: conversations about generated pictures and numbers, those of the shipped model.
 
-    skills: names separated by commas, or all. thinking_share: of the answers that come with thoughts. token_budget: of a
-    micro-batch.
+    skills: which. thinking_share: of the answers that come with thoughts.
     """
 
-    skills: str = "all"
+    skills: tuple[str, ...] = ("all",)
     thinking_share: float = 0.5
-    token_budget: int = 1600
 
     def __post_init__(self) -> None:
         if not 0 <= self.thinking_share <= 1:
-            raise ConfigError(f"thinking_share ({self.thinking_share}) must be from 0 to 1")
-        if self.token_budget < 1:
-            raise ConfigError(f"token_budget ({self.token_budget}) must be above 0")
+            raise ConfigError(f"generated.thinking_share ({self.thinking_share}) must be from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutConfig:
-    """The loss on what is not trained on. every: steps between two measurements, 0: none. batches: of each, at most."""
+    """The loss on what is not trained on: `--eval-data`, or a share of `--data` that is taken out of it.
+
+    every: steps between two measurements, 0: none. batches: of each, at most. share: of the records of `--data`, chosen by
+    their numbers and the run's seed.
+    """
 
     every: int = 50
     batches: int = 4
+    share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.every < 0:
             raise ConfigError(f"held_out.every ({self.every}) must be at least 0")
         if self.batches < 1:
             raise ConfigError(f"held_out.batches ({self.batches}) must be above 0; held_out.every=0 measures nothing")
+        if not 0 <= self.share < 1:
+            raise ConfigError(f"held_out.share ({self.share}) must be at least 0 and below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +57,13 @@ class SFTConfig:
     seed: int = 0
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3, router_lr_ratio=0.01))
     schedule: ScheduleConfig = field(
-        default_factory=lambda: ScheduleConfig(num_steps=300, warmup_steps=10, decay_steps=200, final_ratio=0.1)
+        default_factory=lambda: ScheduleConfig(num_steps=300, warmup_ratio=0.03, decay_ratio=0.7, final_ratio=0.1)
     )
     router: RouterConfig = field(
         default_factory=lambda: RouterConfig(bias_rate=0, orthogonal_weight=0, aux_weight=0, z_weight=0)
     )
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(num_shards=1, processes=1))
+    data: DataConfig = field(default_factory=lambda: DataConfig(token_budget=1600))
     generated: GeneratedConfig = field(default_factory=GeneratedConfig)
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)

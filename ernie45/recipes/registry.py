@@ -75,12 +75,6 @@ STAGES: dict[str, StageKind] = {
         build="ernie45.recipes.policy:build",
         recipes={"tiny": "ernie45.recipes.policy:tiny"},
     ),
-    "upo": StageKind(
-        summary="the same with a preference term over pairs, online or given",
-        data="prompts with answers, and pairs for pairs.source=offline or both (default: generated ones, for the tiny model)",
-        build="ernie45.recipes.policy:build",
-        recipes={"tiny": "ernie45.recipes.policy:tiny_upo"},
-    ),
     "sft": StageKind(
         summary="supervised answers, with and without thoughts; whole model or LoRA",
         data="conversations (default: generated ones, for the tiny model)",

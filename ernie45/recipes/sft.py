@@ -3,21 +3,17 @@
 Knows nothing about folders, processes or the command line.
 """
 
-from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
-from torch import nn
-
-from ernie45.config.errors import ConfigError
-from ernie45.config.sft import SFTConfig
+from ernie45.config.sft import GeneratedConfig, SFTConfig
 from ernie45.data.packing import LanguageBatch
-from ernie45.data.tiny.batches import LanguageBatches, LanguageData
-from ernie45.data.tiny.digits import DigitSet, training_digits
-from ernie45.data.tiny.model import tiny_config
-from ernie45.evals.heldout import heldout_digits
+from ernie45.recipes.adapters import adapter_writer
+from ernie45.recipes.conversations import load_conversations
 from ernie45.recipes.registry import Assembly, BuildContext
-from ernie45.recipes.tiny import WEIGHTS
 from ernie45.train.held_out import HeldOut
-from ernie45.train.objectives.language import language_forward, language_loss
+from ernie45.train.lora import num_parameters, trained_modules, with_lora
+from ernie45.train.objectives.language import LanguageOutputs, language_forward, language_loss
 from ernie45.train.stage import Stage
 
 
@@ -26,52 +22,50 @@ def tiny() -> SFTConfig:
     return SFTConfig()
 
 
+def cold_start() -> SFTConfig:
+    """First step of a vision-language model: to reason, learnt on text alone, thoughts in every answer."""
+    return replace(SFTConfig(), generated=GeneratedConfig(skills=("arithmetic", "sentence"), thinking_share=1.0))
+
+
+def vision() -> SFTConfig:
+    """Second step: to reason about pictures, on answers that `ernie45 data sample` has kept; thoughts in every answer."""
+    config = SFTConfig()
+    return replace(config, data=replace(config.data, thinking="on"), generated=GeneratedConfig(thinking_share=1.0))
+
+
+def fusion() -> SFTConfig:
+    """Third step: answers with thoughts and without in one set, of which the template's switch picks one."""
+    return SFTConfig()
+
+
 def build(context: BuildContext) -> Assembly:
     """The stage on the context's files, or on generated conversations if there are none."""
     config: SFTConfig = context.config
-    batch, held_out = _generated(context)
-    every = config.held_out.every
+    modules = trained_modules(context.model, config.lora, config.router, config.seed)
+    conversations = load_conversations(context)
+
+    def batch(step: int, shard: int) -> LanguageBatch:
+        drawn = conversations.batch(step, shard)
+        # As many seeds as there are shards, none twice.
+        return replace(drawn, noise=(config.seed << 40) + step * config.loop.num_shards + shard)
+
+    held_out = conversations.held_out
     stage = Stage(
         name="sft",
         schedule=config.schedule,
         batch=batch,
-        forward=lambda modules, batch: language_forward(modules["model"], batch),
+        forward=forward,
         objective=language_loss,
         objective_config=config.router,
         routers=config.router,
-        evaluate=HeldOut(held_out, config.held_out.batches, context.workers) if every else None,
-        evaluate_every=every,
+        evaluate=None if held_out is None else HeldOut(held_out, forward, conversations.num_held_out, context.workers),
+        evaluate_every=config.held_out.every,
     )
-    describe = {"num_steps": config.schedule.num_steps, "data": "generated"}
-    return Assembly(modules=nn.ModuleDict({"model": context.model}), stages=[stage], describe=describe)
+    describe = {"num_steps": config.schedule.num_steps, "parameters": num_parameters(modules), "data": conversations.facts}
+    write = adapter_writer(context) if config.lora.rank else None
+    return Assembly(modules=modules, stages=[stage], write=write, describe=describe)
 
 
-def _generated(context: BuildContext) -> tuple[Callable[[int, int], LanguageBatch], Callable[[int], LanguageBatch]]:
-    """Batches of training and of the held-out loss: other digits."""
-    config: SFTConfig = context.config
-    if context.model.config.vocab_size != tiny_config().vocab_size:
-        raise ConfigError("--data must be given: the generated conversations are for the tiny model alone; name a file")
-
-    def batches(name: str, digits: DigitSet, num_shards: int) -> LanguageBatches:
-        data = LanguageData(
-            name=name,
-            seed=config.seed,
-            weights=_weights(config.generated.skills),
-            thinking_share=config.generated.thinking_share,
-            whole_text=False,
-            token_budget=config.generated.token_budget,
-            num_shards=num_shards,
-        )
-        return LanguageBatches(data, digits, context.processor)
-
-    held_out = batches("held out", heldout_digits(), 1)
-    return batches("sft", training_digits("fit"), config.loop.num_shards), lambda number: held_out(number, 0)
-
-
-def _weights(skills: str) -> dict[str, float]:
-    """The shipped recipe's share of each named skill. ConfigError for a name that is none."""
-    names = list(WEIGHTS) if skills == "all" else [name.strip() for name in skills.split(",")]
-    for name in names:
-        if name not in WEIGHTS:
-            raise ConfigError(f"generated.skills ({name!r}) must be all, or among {', '.join(WEIGHTS)}")
-    return {name: WEIGHTS[name] for name in names}
+def forward(modules: Any, batch: LanguageBatch) -> LanguageOutputs:
+    """The model, with the adapter under training if there is one."""
+    return language_forward(modules["model"], with_lora(modules, batch))

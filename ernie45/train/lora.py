@@ -93,11 +93,6 @@ def _descend(root: nn.Module, path: str) -> nn.Module:
     return place
 
 
-def is_b(name: str) -> bool:
-    """Whether a trainer's parameter name is that of a B."""
-    return name.startswith("lora.") and name.endswith(".b")
-
-
 def num_parameters(modules: nn.ModuleDict) -> dict[str, int]:
     """{"model": all, "trained": with gradient}, for people."""
     counts = {"model": 0, "trained": 0}

@@ -12,10 +12,8 @@ from ernie45.recipes import runner
 from ernie45.train.storage import load_checkpoint, read_metrics
 
 SHORT = {
-    "schedule.decay_steps": "2",
-    "schedule.warmup_steps": "0",
     "schedule.num_steps": "4",
-    "generated.token_budget": "300",
+    "data.token_budget": "300",
     "held_out.every": "2",
     "held_out.batches": "1",
 }
