@@ -79,7 +79,7 @@ STAGES: dict[str, StageKind] = {
         summary="supervised answers, with and without thoughts; whole model or LoRA",
         data="conversations (default: generated ones, for the tiny model)",
         build="ernie45.recipes.sft:build",
-        recipes={name: f"ernie45.recipes.sft:{name.replace('-', '_')}" for name in ("tiny", "cold-start", "vision", "fusion")},
+        recipes={"tiny": "ernie45.recipes.sft:tiny"},
     ),
     "dpo": StageKind(
         summary="preference pairs: DPO and its family",
