@@ -75,11 +75,17 @@ STAGES: dict[str, StageKind] = {
         build="ernie45.recipes.policy:build",
         recipes={"tiny": "ernie45.recipes.policy:tiny"},
     ),
+    "upo": StageKind(
+        summary="the same with a preference term over pairs, online or given",
+        data="prompts with answers, and pairs for pairs.source=offline or both (default: generated ones, for the tiny model)",
+        build="ernie45.recipes.policy:build",
+        recipes={"tiny": "ernie45.recipes.policy:tiny_upo"},
+    ),
     "sft": StageKind(
         summary="supervised answers, with and without thoughts; whole model or LoRA",
         data="conversations (default: generated ones, for the tiny model)",
         build="ernie45.recipes.sft:build",
-        recipes={"tiny": "ernie45.recipes.sft:tiny"},
+        recipes={name: f"ernie45.recipes.sft:{name.replace('-', '_')}" for name in ("tiny", "cold-start", "vision", "fusion")},
     ),
     "dpo": StageKind(
         summary="preference pairs: DPO and its family",
