@@ -1,4 +1,4 @@
-"""`ernie45 data check`: look at training files before training on them.
+"""`ernie45 data`: look at training files before training on them, and at what a run has read of them.
 
 Knows nothing about formats or tokens (`data.check`).
 """
@@ -29,6 +29,7 @@ examples:
   ernie45 data check my.jsonl --model DIR        lengths in its tokens
   ernie45 data check my.jsonl --context 8192     what is longer is bad
   ernie45 data check my.jsonl --json             for scripts
+  ernie45 data audit runs/pretrain-mine          was each record read once?
 
 Exit code 2 if there are bad lines. What forms there are: docs/data.md.
 """
@@ -39,13 +40,13 @@ _REPEATED_SHOWN = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", type=one_of("check"), metavar="check", help="what to do with the files")
+    parser.add_argument("action", type=one_of("check", "audit"), metavar="ACTION", help="check files, or audit a run's reading")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="jsonl, json, csv, txt (also gz), parquet, tar")
     parser.add_argument("--model", default="tiny", metavar="MODEL", help="whose tokens: a model folder, or tiny (default)")
     parser.add_argument("--format", default="auto", metavar="NAME", help="form of all records (auto: each by its keys)")
     parser.add_argument("--context", type=whole_number(2), metavar="N", help="longest sequence (the model's context)")
     parser.add_argument(
-        "--loss-on", type=one_of(*LOSS_ON), default="answer", metavar="PART", help=f"{', '.join(LOSS_ON)} (answer)"
+        "--loss-on", type=one_of(*LOSS_ON), default="answer", metavar="PART", help=f"labels on {', '.join(LOSS_ON)} (answer)"
     )
     parser.add_argument("--decode", action="store_true", help="read pictures to their end, not only their headers")
     parser.add_argument("--allow-remote", action="store_true", help="fetch pictures over http(s)")
@@ -54,6 +55,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    return _audit(args) if args.action == "audit" else _check(args)
+
+
+def _audit(args: argparse.Namespace) -> int:
+    """The ledgers of runs, each in the folder of a run or in `run` inside it."""
+    from ernie45.data.ledger import LEDGER, audit
+
+    found = {str(path): audit(path if (path / LEDGER).is_file() else path / "run") for path in args.files}
+    if args.json:
+        print(json.dumps({path: vars(result) for path, result in found.items()}))
+    for path, result in found.items() if not args.json else ():
+        read = ", ".join(f"{count:,} records of {kind}" for kind, count in result.positions.items())
+        print(f"{path}: {result.steps:,} steps, {read}; {result.repeated_steps:,} steps read again after restarts")
+        for text in result.skipped:
+            print(f"skipped: {text}")
+        for text in result.problems:
+            print(f"wrong: {text}")
+        if not result.problems:
+            print("every record was read exactly once" + (", but for those skipped" if result.skipped else ""))
+    return EXIT_BAD_RECORDS if any(result.problems for result in found.values()) else 0
+
+
+def _check(args: argparse.Namespace) -> int:
     from ernie45.data.check import Checker, check
     from ernie45.data.dataset import Dataset
     from ernie45.data.formats.forms import check_form

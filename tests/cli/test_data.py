@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ernie45.cli import main
+from ernie45.data.ledger import Ledger, Reading
 from tests.data.corpus import samples, write_corpus
 
 
@@ -86,6 +87,23 @@ def test_no_good_record_at_all(run: Callable, tmp_path: Path) -> None:
     code, out, _ = run(path)
     assert code == 2
     assert "0 good, 1 bad, 0 repeated" in out
+
+
+def test_the_audit_of_a_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "mine" / "run")
+    for step in range(3):
+        ledger.note(Reading(phase="p", step=step, kind="all", start=4 * step, end=4 * step + 4))
+    assert main(["data", "audit", str(tmp_path / "mine")]) == 0
+    out = capsys.readouterr().out
+    assert "3 steps, 12 records of all; 0 steps read again" in out
+    assert out.endswith("every record was read exactly once\n")
+    ledger.note(Reading(phase="p", step=3, kind="all", start=10, end=14))
+    assert main(["data", "audit", str(tmp_path / "mine" / "run")]) == 2
+    assert "wrong: step 3 of p read positions 10 to 11 of all a second time" in capsys.readouterr().out
+    assert main(["data", "audit", str(tmp_path / "mine"), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)[str(tmp_path / "mine")]["steps"] == 4
+    assert main(["data", "audit", str(tmp_path)]) == 2
+    assert "does not exist; name the run folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
