@@ -19,6 +19,7 @@ from ernie45.config.train import FREE_TO_CHANGE, to_dict, with_overrides
 from ernie45.model.multimodal import ErnieModel
 from ernie45.processor import Processor
 from ernie45.recipes.registry import STAGES, Assembly, BuildContext, load, recipe_config, stage_kind
+from ernie45.train.board import Board
 from ernie45.train.loop import Run, Trainer
 from ernie45.train.progress import Progress
 from ernie45.train.stop import stop_on_signal
@@ -91,8 +92,13 @@ def run(request: Request) -> bool:
     with started(config.loop.processes, _worker, request, config, fingerprint) as workers, stop_on_signal() as stop:
         assembly = build(request, config, workers)
         trainer = Trainer(assembly.modules, assembly.stages, config.loop, config.optim, workers)
-        with Progress(trainer.num_steps) as progress:
-            state = Run(folder=folder, fingerprint=fingerprint, stop_requested=stop.is_set, on_step=progress.show)
+        with Progress(trainer.num_steps) as progress, Board(folder) as board:
+
+            def on_step(entry: dict[str, Any]) -> None:
+                progress.show(entry)
+                board.write(entry)
+
+            state = Run(folder=folder, fingerprint=fingerprint, stop_requested=stop.is_set, on_step=on_step)
             finished = trainer.run(state)
     if finished:
         (assembly.write or _write_model(request))(trainer, request.out)

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from ernie45.data.tiny.digits import training_digits
 from ernie45.data.tiny.model import tiny_config, tiny_processor, write_processor_files
 from ernie45.model.multimodal import ErnieModel
 from ernie45.processor import Processor
+from ernie45.train.board import Board
 from ernie45.train.loop import Run, Trainer
 from ernie45.train.objectives.language import language_forward, language_loss
 from ernie45.train.objectives.sight import sight_forward, sight_loss, word_counts
@@ -81,8 +83,13 @@ def train_tiny(config: TinyTrainConfig, out: Path, fresh: bool = False) -> bool:
     torch.set_num_threads(1)
     with started(config.loop.processes, train_worker, config, folder) as workers, stop_on_signal() as stop:
         trainer = build_trainer(config, workers)
-        with Progress(trainer.num_steps) as progress:
-            run_state = Run(folder=folder, fingerprint=fingerprint(config), stop_requested=stop.is_set, on_step=progress.show)
+        with Progress(trainer.num_steps) as progress, Board(folder) as board:
+
+            def on_step(entry: dict[str, Any]) -> None:
+                progress.show(entry)
+                board.write(entry)
+
+            run_state = Run(folder=folder, fingerprint=fingerprint(config), stop_requested=stop.is_set, on_step=on_step)
             finished = trainer.run(run_state)
     if finished:
         write_model(trainer, config, out)

@@ -34,6 +34,7 @@ class DocumentData:
     weights: Mapping[str, float]
     thinking: float
     shows: Callable[[int], bool | None]
+    blind: bool
     token_budget: int
     context: int
     token_balanced: bool
@@ -51,40 +52,40 @@ class DocumentBatches:
         pictures = {skill: weight for skill, weight in data.weights.items() if skill not in TEXT_SKILLS}
         self._mixtures = {
             shows: Mixture(writer, weights)
-            for shows, weights in ((None, data.weights), (False, text), (True, pictures))
+            for shows, weights in ((None, data.weights), (False, data.weights if data.blind else text), (True, pictures))
             if weights
         }
         self._encoder = SampleEncoder(processor)
 
     def __call__(self, step: int, shard: int) -> LanguageBatch:
         data = self._data
-        mixture = self._mixtures[data.shows(step)]
+        shows = data.shows(step)
         rng = Random(f"{data.seed}/{data.name}/{step}/{shard}")
-        items = fill(data.token_budget, lambda _: self._document(mixture, rng))
+        items = fill(data.token_budget, lambda _: self._document(shows, rng))
         if data.token_balanced:
             weights = token_balanced_weights(items, data.token_budget * data.num_shards)
         else:
             weights = [1 / (sum(item.num_labels for item in items) * data.num_shards)] * len(items)
         return collate(items, weights, 1 / data.num_shards, (*SOURCES, "long"))
 
-    def _document(self, mixture: Mixture, rng: Random) -> Labelled:
+    def _document(self, shows: bool | None, rng: Random) -> Labelled:
         """A sample, or several up to `context` tokens."""
         data = self._data
-        parts = [self._part(mixture, rng)]
+        parts = [self._part(shows, rng)]
         item = self._encode(parts)
         while len(item.inputs) < data.context:
-            parts.append(self._again(parts, rng) or self._part(mixture, rng))
+            parts.append(self._again(parts, rng) or self._part(shows, rng))
             longer = self._encode(parts)
             if len(longer.inputs) > data.context:
                 break
             item = longer
         return item
 
-    def _part(self, mixture: Mixture, rng: Random) -> DocumentPart:
-        sample = mixture.draw(rng)
+    def _part(self, shows: bool | None, rng: Random) -> DocumentPart:
+        sample = self._mixtures[shows].draw(rng)
         while self._data.context and len(sample.pictures) > 1:  # its text counts its own pictures from 1
-            sample = mixture.draw(rng)
-        return DocumentPart(sample, rng.random() < self._data.thinking)
+            sample = self._mixtures[shows].draw(rng)
+        return DocumentPart(sample, rng.random() < self._data.thinking, shows=shows is not False)
 
     def _again(self, parts: list[DocumentPart], rng: Random) -> DocumentPart | None:
         """Now and then, a sample of one picture that was shown before."""
@@ -92,7 +93,7 @@ class DocumentBatches:
         for place, part in enumerate(parts):
             if part.refers_to is None:
                 shown += len(part.sample.pictures)
-                if len(part.sample.pictures) == 1:
+                if len(part.sample.pictures) == 1 and part.shows:
                     numbers[place] = shown
         if not numbers or rng.random() > _ASKED_AGAIN:
             return None

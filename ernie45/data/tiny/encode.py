@@ -19,11 +19,12 @@ from ernie45.processor.positions import MediaSpan, num_media_tokens, rope_positi
 
 
 class DocumentPart(NamedTuple):
-    """A sample in a document. refers_to: asks again about that picture, counted from 1, instead of showing its own."""
+    """A sample in a document. refers_to: asks again about that picture, counted from 1. shows: its pictures are there."""
 
     sample: Sample
     thinking: bool
     refers_to: int | None = None
+    shows: bool = True
 
 
 class SampleEncoder:
@@ -71,9 +72,9 @@ class SampleEncoder:
         """Samples one after the other as plain text without roles, all of it to be learnt (pre-training)."""
         ids, pictures = [self._begin], []
         spans: list[tuple[int, tuple[int, int, int]]] = []
-        for sample, thinking, refers_to in parts:
+        for sample, thinking, refers_to, shows in parts:
             text = "" if refers_to is None else f"Picture {refers_to}: "
-            shown = sample.pictures if refers_to is None else ()
+            shown = sample.pictures if shows and refers_to is None else ()
             for place, turn in enumerate((*sample.history, sample.turn)):
                 if not sample.pictures_first:
                     text += f"{turn.question}\n"
