@@ -69,6 +69,22 @@ def _check_jumps(loader: Loader, expected: list) -> None:
     assert set(loader._under_way) == {(1, 2)}
 
 
+def test_who_works_meanwhile_does_not_wait() -> None:
+    """Half a second of work beside as much of training, which sleeps: without workers all of it is waited for."""
+    tasks = [0.02 + number * 1e-6 for number in range(25)]
+    with Loader(time.sleep, workers=2, ahead=4) as loader:
+        loader(tasks[0], tasks[1:5])
+        first = loader.wait_seconds  # the workers' start
+        for place, task in enumerate(tasks[1:], 1):
+            time.sleep(0.02)
+            loader(task, tasks[place + 1 : place + 5])
+        assert loader.wait_seconds - first < 0.25
+    alone = Loader(time.sleep)
+    for task in tasks:
+        alone(task)
+    assert alone.wait_seconds >= 0.5
+
+
 def test_a_worker_that_dies_says_so(encoding: Encoding) -> None:
     with Loader(encoding.encode, workers=1) as loader:
         loader((0,))

@@ -41,10 +41,7 @@ FORMS: dict[str, Form] = {
     "erniekit-dpo": Form(_has("src", "response"), {Pair: erniekit.preference}),
     "erniekit": Form(_has("src", "tgt"), {Record: erniekit.text}),
     "pairs": Form(lambda data: "chosen" in data and "rejected" in data, {Pair: pairs.preference}),
-    "prompts": Form(
-        lambda data: any(key in data for key in prompts.ANSWER_KEYS) and any(key in data for key in prompts.PROMPT_KEYS),
-        {Prompt: prompts.verifiable, Record: _question_and_answer},
-    ),
+    "prompts": Form(prompts.is_prompt, {Prompt: prompts.verifiable, Record: _question_and_answer}),
     "openai": Form(_has("messages"), {Record: chat.openai}),
     "completion": Form(_has("prompt", "completion"), {Record: chat.completion}),
     "alpaca": Form(_has("instruction", "output"), {Record: chat.alpaca}),
@@ -79,7 +76,9 @@ def convert(raw: Raw, want: tuple[type, ...] = (), form: str = AUTO) -> tuple[st
     if kind is None:
         wanted = " or ".join(NOUNS[kind] for kind in want)
         if want == (Prompt,) and Record in readers:
-            raise DataError(f"{raw.origin} has a prompt without an answer to verify (form {name}); add `answer`")
+            raise DataError(
+                f"{raw.origin} is no prompt with an answer to verify (form {name}); add `answer`, end with the question"
+            )
         given = f"{name} ({NOUNS[next(iter(readers))]})"
         raise DataError(f"{raw.origin} is of the form {given}, but {wanted} are needed; use another file or stage")
     try:

@@ -4,6 +4,7 @@ Knows nothing about rewards, files or templates.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ernie45.config.errors import DataError
@@ -14,6 +15,15 @@ from ernie45.data.records import Prompt
 PROMPT_KEYS = ("prompt", "question", "problem", "messages")
 ANSWER_KEYS = ("answer", "solution", "ground_truth")
 _KNOWN = (*PROMPT_KEYS, *ANSWER_KEYS, "domain", "system", "tools", "image", "images", "video", "videos")
+
+
+def is_prompt(data: Mapping[str, Any]) -> bool:
+    """Whether a record has a prompt and an answer to it; a conversation that has its answer is none."""
+    messages = data.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    is_answered = isinstance(last, Mapping) and last.get("role") == "assistant"
+    keys = [key for key in PROMPT_KEYS if key in data and not (key == "messages" and is_answered)]
+    return bool(keys) and any(key in data for key in ANSWER_KEYS)
 
 
 def verifiable(raw: Raw) -> Prompt:

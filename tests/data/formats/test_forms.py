@@ -12,6 +12,7 @@ from PIL import Image
 from ernie45.config.errors import ConfigError, DataError
 from ernie45.data.dataset import Dataset
 from ernie45.data.records import Document, Pair, Prompt, Record
+from tests.data.formats.test_files import write_parquet, write_tar
 
 
 def png() -> bytes:
@@ -124,6 +125,36 @@ def test_pictures_beside_the_messages(tmp_path: Path) -> None:
     assert plain.messages[0]["content"] == "what is <image> in HTML?"
 
 
+def test_pictures_inside_a_table(tmp_path: Path) -> None:
+    """As the Hub's data sets keep them: bytes in a struct, and all keys in all parts."""
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "q"}]
+    row = {"messages": [{"role": "user", "content": parts}], "images": [{"bytes": png(), "path": None}], "answer": "red"}
+    path = write_parquet(tmp_path / "set.parquet", [row])
+    record = Dataset([path], (Record,))[0]
+    assert isinstance(record, Record)
+    assert record.messages[0]["content"] == [{"type": "image", "image": png()}, {"type": "text", "text": "q"}]
+
+
+def test_pictures_inside_an_archive(tmp_path: Path) -> None:
+    named = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "2.b.png"}}]}, ANSWER]
+    path = write_tar(
+        tmp_path / "set.tar",
+        {
+            "1.json": json.dumps({"messages": [QUESTION, ANSWER]}).encode(),
+            "1.png": png(),
+            "2.json": json.dumps({"messages": named}).encode(),
+            "2.a.png": b"another",
+            "2.b.png": png(),
+            "3.txt": b"red",
+            "3.png": png(),
+        },
+    )
+    found, picture = Dataset([path]), {"type": "image", "image": png()}
+    assert found[0].messages[0]["content"] == [picture, {"type": "text", "text": "q"}]  # type: ignore[union-attr]
+    assert found[1].messages[0]["content"] == [picture]  # type: ignore[union-attr]
+    assert found[2].parts == (picture, {"type": "text", "text": "red"})  # type: ignore[union-attr]
+
+
 def test_tools_and_their_results(tmp_path: Path) -> None:
     call = {"type": "function", "function": {"name": "price", "arguments": {"of": "x"}}}
     messages = [QUESTION, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": [{"price": 1}]}, ANSWER]
@@ -139,6 +170,7 @@ def test_tools_and_their_results(tmp_path: Path) -> None:
         {"prompt": [QUESTION], "completion": [ANSWER]},
         {"instruction": "q", "input": "", "output": "a"},
         {"question": "q", "answer": "a"},
+        {"messages": [QUESTION, ANSWER], "answer": "what some other program keeps there"},
     ],
 )
 def test_other_forms_of_one_question(tmp_path: Path, data: dict) -> None:
@@ -195,7 +227,7 @@ def test_documents(tmp_path: Path) -> None:
         ({"messages": [QUESTION, {**ANSWER, "loss": "no"}]}, (), r"loss \('no'\) must be 0 or 1"),
         ({"messages": [QUESTION, ANSWER], "images": ["gone.png"]}, (), r"images\[0\] \(.*gone.png\) does not exist"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}, (), "more places for a image than the 0"),
-        ({"messages": [QUESTION, ANSWER]}, (Prompt,), "prompt without an answer to verify"),
+        ({"messages": [QUESTION, ANSWER]}, (Prompt,), "no prompt with an answer to verify"),
         ({"messages": [QUESTION, ANSWER]}, (Pair,), r"form openai \(conversations with answers\), but preference pairs"),
         ({"question": "q", "answer": ""}, (Prompt,), "prompt without an answer"),
         ({"prompt": "q"}, (Prompt,), "fit none of .*; add the answer to its prompt"),
