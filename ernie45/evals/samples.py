@@ -12,12 +12,13 @@ from PIL import Image
 
 from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import DataError
+from ernie45.data.answers import is_exact
 from ernie45.data.tiny import charts, scenes
 from ernie45.data.tiny.sample import Sample, Turn
 from ernie45.data.tiny.strips import StripWriter
 from ernie45.engine.llm import LLM
 from ernie45.evals.heldout import heldout_digits
-from ernie45.evals.tiny import answer, is_right
+from ernie45.evals.tiny import answer
 from ernie45.processor import Processor
 
 _CANDIDATES = 40
@@ -74,11 +75,11 @@ def _choose(llm: LLM, processor: Processor, candidates: list[Sample], direct_fai
     """The first candidate answered right; asked alone, as a user will: in a batch, bf16 may round another way."""
     for sample in candidates:
         ((with_thoughts, stopped),) = answer(llm, processor, [sample], True)
-        if not (stopped and is_right(with_thoughts, sample.turn.answer)):
+        if not (stopped and is_exact(with_thoughts, sample.turn.answer)):
             continue
         if direct_fails:
             ((without, _),) = answer(llm, processor, [sample], False)
-            if is_right(without, sample.turn.answer):
+            if is_exact(without, sample.turn.answer):
                 continue
         return sample
     return None

@@ -3,7 +3,6 @@
 Knows nothing about training. Pictures are made of held-out digits, scenes and charts of a seed that training never uses.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,16 +12,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ernie45.checkpoint import resolve_model
-from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import DataError
-from ernie45.config.sampling import SamplingParams
 from ernie45.data.tiny.mixture import SCORED_SKILLS, makers
 from ernie45.data.tiny.sample import Sample
 from ernie45.data.tiny.strips import StripWriter
 from ernie45.engine.llm import LLM
-from ernie45.engine.request import Completion
+from ernie45.evals.answerers import EngineAnswerer, Sampling
 from ernie45.evals.heldout import heldout_digits
+from ernie45.evals.run import Question, Settings, Task, TaskScore, run
 from ernie45.processor import Processor
 
 MAX_TOKENS = 96
@@ -90,11 +87,11 @@ def evaluate(
 
     num_prompts: a skill and answer form. progress: told (answers so far, answers in all). DataError for an unknown skill.
     """
-    folder = resolve_model(model)
-    llm = LLM.load(folder, EngineConfig(max_num_seqs=64, max_num_batched_tokens=4096))
-    return score(
-        llm, Processor.from_dir(folder), heldout_samples(num_prompts, seed, skills), progress, name=str(model), seed=seed
-    )
+    answerer = EngineAnswerer.load(model)
+    try:
+        return _report(answerer, heldout_samples(num_prompts, seed, skills), progress, seed)
+    finally:
+        answerer.close()
 
 
 def score(
@@ -105,26 +102,46 @@ def score(
     **about: Any,
 ) -> Report:
     """Scores on given samples by skill. about: name and seed for the report."""
-    total, done = 2 * sum(map(len, samples.values())), 0
-    skills = {}
-    for skill, items in samples.items():
-        shares = []
-        for thinking in (True, False):
-            answers = answer(llm, processor, items, thinking)
-            right = [is_right(text, item.turn.answer) for (text, _), item in zip(answers, items, strict=True)]
-            shares.append((sum(right) / len(items), sum(stopped for _, stopped in answers) / len(items)))
-            done += len(items)
-            if progress is not None:
-                progress(done, total)
-        (thinking_right, thinking_stopped), (direct_right, direct_stopped) = shares
-        skills[skill] = SkillScore(
-            thinking=thinking_right,
-            direct=direct_right,
-            thinking_stopped=thinking_stopped,
-            direct_stopped=direct_stopped,
-            num_prompts=len(items),
+    return _report(EngineAnswerer(llm, processor, about["name"]), samples, progress, about["seed"])
+
+
+def tasks(samples: dict[str, list[Sample]]) -> list[Task]:
+    """The skills as tasks, graded by exact match."""
+    return [
+        Task(
+            name=skill,
+            title=TITLES[skill],
+            questions=[Question(messages=item.prompt_messages(), reference=item.turn.answer) for item in items],
         )
-    return Report(model=about["name"], seed=about["seed"], skills=skills)
+        for skill, items in samples.items()
+    ]
+
+
+def _report(
+    answerer: EngineAnswerer,
+    samples: dict[str, list[Sample]],
+    progress: Callable[[int, int], None] | None,
+    seed: int,
+) -> Report:
+    result = run(answerer, tasks(samples), Settings(sampling=Sampling(max_tokens=MAX_TOKENS)), progress)
+    if result.skipped:
+        name, reason = next(iter(result.skipped.items()))
+        raise DataError(f"skill ({name!r}) cannot be scored: {reason}; choose among those of text, arithmetic and sentence")
+
+    def share(found: TaskScore) -> float:
+        return found.score.mean if found.score else 0.0
+
+    skills = {
+        skill: SkillScore(
+            thinking=share(forms["thinking"]),
+            direct=share(forms["direct"]),
+            thinking_stopped=forms["thinking"].stopped,
+            direct_stopped=forms["direct"].stopped,
+            num_prompts=len(samples[skill]),
+        )
+        for skill, forms in result.scores.items()
+    }
+    return Report(model=answerer.name, seed=seed, skills=skills)
 
 
 def heldout_samples(num_prompts: int, seed: int, skills: Sequence[str] = SCORED_SKILLS) -> dict[str, list[Sample]]:
@@ -139,24 +156,6 @@ def heldout_samples(num_prompts: int, seed: int, skills: Sequence[str] = SCORED_
 
 def answer(llm: LLM, processor: Processor, samples: Sequence[Sample], thinking: bool) -> list[tuple[str, bool]]:
     """The answers after the thoughts, and whether each ended by a stop token."""
-    inputs = [processor.encode_chat(sample.prompt_messages(), enable_thinking=thinking) for sample in samples]
-    params = SamplingParams(max_tokens=MAX_TOKENS, temperature=0, stop_token_ids=processor.stop_token_ids)
-    completions: list[Completion] = llm.generate(inputs, params)
-    texts = [processor.tokenizer.decode(completion.token_ids) for completion in completions]
-    return [
-        (_after_thoughts(text, thinking), completion.finish_reason == "stop")
-        for text, completion in zip(texts, completions, strict=True)
-    ]
-
-
-def is_right(text: str, expected: str) -> bool:
-    """Exact match, white space at the ends apart."""
-    return text.strip() == expected.strip()
-
-
-def _after_thoughts(text: str, thinking: bool) -> str:
-    """What follows </think>; nothing if the thoughts never ended."""
-    if not thinking:
-        return text
-    parts = re.split(r"</think>", text, maxsplit=1)
-    return parts[1] if len(parts) == 2 else ""
+    conversations = [sample.prompt_messages() for sample in samples]
+    said = EngineAnswerer(llm, processor, "").answer(conversations, thinking, Sampling(max_tokens=MAX_TOKENS))
+    return [(one.answer.answer, one.answer.finished) if one.answer else ("", False) for [one] in said]

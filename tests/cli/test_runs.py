@@ -1,4 +1,4 @@
-"""`demo`, `serve`, `train` and `eval`: what they start, print and return."""
+"""`demo`, `serve` and `train`: what they start, print and return."""
 
 import json
 import re
@@ -16,8 +16,6 @@ from PIL import Image
 from ernie45 import cli
 from ernie45.commands import showcase
 from ernie45.commands.conversation import Conversation
-from ernie45.evals import tiny as scores
-from ernie45.evals.tiny import Report, SkillScore
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,24 +89,3 @@ def test_train_hands_over_its_options(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert calls == [(Path("runs/tiny"), expected)]
     assert cli.main(["train", "tiny", "--out", "here", "--fresh"]) == 130
     assert "stopped, with a checkpoint in here" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("form", ["--json", "--markdown", "table"])
-def test_eval_prints_scores(form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    score = SkillScore(thinking=0.875, direct=0.25, thinking_stopped=1, direct_stopped=1, num_prompts=8)
-
-    def evaluate(model: str, num_prompts: int, seed: int, progress: Any) -> Report:
-        progress(16, 16)
-        assert (num_prompts, seed) == (8, 2)
-        return Report(model=model, seed=seed, skills={"sum3": score})
-
-    monkeypatch.setattr(scores, "evaluate", evaluate)
-    assert cli.main(["eval", "tiny", "--num", "8", "--seed", "2", *([form] if form != "table" else [])]) == 0
-    out = capsys.readouterr().out
-    if form == "--markdown":
-        assert out.splitlines()[-1] == "| sum of 3 digits | 87.5 | 25.0 |"
-    elif form == "--json":
-        assert json.loads(out)["skills"]["sum3"]["thinking"] == 0.875
-    else:
-        assert "87.5" in out
-        assert "sum of 3 digits" in out
