@@ -68,26 +68,32 @@ class Encoding:
 
 
 class BadRecords:
-    """Counts bad records, each once, and writes them down: one JSON object with place and reason a line."""
+    """Counts bad records, each once, and writes them down: one JSON object with place and reason a line.
+
+    Several processes may share the folder, and runs that go on: what one has written the others do not write again.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self._path = None if folder is None else folder / BAD_RECORDS
         self._reasons: dict[int, str] = {}
-        self._written = set()
-        if self._path is not None and self._path.is_file():
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-            self._written = {json.loads(line)["record"] for line in lines if line.endswith("}")}
+        self._written: set[str] = set()
+        self._read_to = 0
 
     def add(self, bad: Bad, origin: str) -> None:
-        """One that an earlier run has written down already is only counted."""
+        """One that was added before is left as it is."""
         if bad.index in self._reasons:
             return
         self._reasons[bad.index] = bad.reason
-        if self._path is not None and origin not in self._written:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            line = json.dumps({"record": origin, "reason": bad.reason}, ensure_ascii=False) + "\n"
-            with open(self._path, "ab", buffering=0) as file:
-                file.write(line.encode())
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(self._read_to)
+            self._written |= {json.loads(line)["record"] for line in file if line.endswith(b"}\n")}
+            if origin not in self._written:
+                file.write(json.dumps({"record": origin, "reason": bad.reason}, ensure_ascii=False).encode() + b"\n")
+            self._read_to = file.tell()
 
     def __len__(self) -> int:
         return len(self._reasons)

@@ -18,7 +18,7 @@ from ernie45.data.dataset import Dataset
 from ernie45.data.labelled import Labelled
 from ernie45.data.packing import LanguageBatch, collate
 from ernie45.data.records import Record
-from ernie45.data.sizes import BAD_RECORDS, Encoding
+from ernie45.data.sizes import BAD_RECORDS, Bad, BadRecords, Encoding
 from ernie45.data.source import PackedSource
 from ernie45.data.template import RecordEncoder
 from ernie45.model.multimodal import ErnieModel
@@ -157,6 +157,12 @@ def test_bad_records_are_counted_logged_and_left_out(make: Callable[..., PackedS
         logged = [json.loads(line) for line in (tmp_path / BAD_RECORDS).read_text().splitlines()]
         assert [entry["record"] for entry in logged] == [f"{bad}:{line}" for line in (4, 6, 8)]
         assert "more than the context of 400" in logged[2]["reason"]
+    logs = [BadRecords(tmp_path / "shared") for _ in range(2)]  # two ranks find the same, and one finds more
+    for index in (1, 2, 2, 3):
+        for log in logs[: 1 if index == 3 else 2]:
+            log.add(Bad(index, "why"), f"x:{index}")
+    logged = [json.loads(line)["record"] for line in (tmp_path / "shared" / BAD_RECORDS).read_text().splitlines()]
+    assert logged == ["x:1", "x:2", "x:3"]
     with pytest.raises(DataError, match=r"bad.jsonl:4 is not JSON.*data.on_bad=skip"):
         make((bad,), on_bad="stop")
 
