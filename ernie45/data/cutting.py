@@ -21,7 +21,7 @@ class SourceRecords:
     def __init__(self, cut: np.ndarray, whole: np.ndarray, store: TokenStore, length: int) -> None:
         """cut, whole: numbers of the documents."""
         self._cut, self._length = cut, length
-        self._borders = np.cumsum([0, *store.sizes_N3[cut, 0]])
+        self._borders = np.concatenate([[0], store.sizes_N3[cut, 0].cumsum()])
         self._num_cut = -(-int(self._borders[-1]) // length)
         self._whole: list[tuple[Piece, ...]] = []
         pieces: list[Piece] = []

@@ -70,7 +70,7 @@ class TokenStore:
     def __init__(self, path: Path, sizes_N3: np.ndarray, cut_N: np.ndarray, bad: tuple[Bad, ...]) -> None:
         self.sizes_N3, self.cut_N, self.bad = sizes_N3, cut_N, bad
         self._path = path
-        self._starts = np.cumsum([0, *np.where(cut_N, sizes_N3[:, 0], 0)])
+        self._starts = np.concatenate([[0], np.where(cut_N, sizes_N3[:, 0], 0).cumsum()])
         self._ids: np.ndarray | None = None
 
     def ids(self, document: int) -> np.ndarray:

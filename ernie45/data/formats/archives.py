@@ -8,8 +8,10 @@ import hashlib
 import os
 import shutil
 import tarfile
-import tempfile
+from bisect import bisect_right
+from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,8 @@ from ernie45.config.errors import ConfigError, DataError, StorageError
 from ernie45.data.formats.files import CsvFile, JsonFile, Raw, RecordFile, TextFile, parse_json
 
 _TABLES = {".jsonl": JsonFile.index, ".json": JsonFile.index, ".csv": CsvFile.index, ".tsv": CsvFile.index}
+_SMALL_BYTES = 1 << 24
+_ROWS_AT_ONCE = 256
 SUFFIXES = (*_TABLES, ".txt", ".parquet", ".tar", "any of them but .parquet with .gz")
 
 
@@ -49,40 +53,53 @@ def unpacked(path: Path) -> Path:
 
     DataError if it is damaged, StorageError if there is no room.
     """
+
+    def unpack(out: Path) -> None:
+        with gzip.open(path, "rb") as source, open(out, "wb") as target:
+            shutil.copyfileobj(source, target, 1 << 22)
+
+    try:
+        return _kept(path, "", unpack)
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"data file ({path}) is a damaged or cut-off gzip: {error}; fetch it again") from error
+
+
+def _kept(path: Path, suffix: str, make: Callable[[Path], None]) -> Path:
+    """A file that `make` writes from `path`, made once: named by path, size and time. StorageError if there is no room."""
     status = path.stat()
     key = hashlib.sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:24]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ernie45" / "unpacked"
-    target = folder / key
+    target = folder / (key + suffix)
     if target.is_file():
         return target
+    temporary = folder / f".{target.name}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as out:
-            try:
-                with gzip.open(path, "rb") as source:
-                    shutil.copyfileobj(source, out, 1 << 22)
-                os.replace(out.name, target)
-            except BaseException:
-                os.unlink(out.name)
-                raise
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise DataError(f"data file ({path}) is a damaged or cut-off gzip: {error}; fetch it again") from error
+        make(temporary)
+        os.replace(temporary, target)
+    except gzip.BadGzipFile:  # which is an OSError
+        raise
     except OSError as error:
         raise StorageError(f"data file ({path}) cannot be unpacked into {folder}: {error}; unpack it by hand") from error
+    finally:
+        temporary.unlink(missing_ok=True)
     return target
 
 
 class ParquetFile:
-    """A table; columns may hold lists, structs and bytes. One group of rows at a time is in memory."""
+    """A table; columns may hold lists, structs and bytes.
 
-    def __init__(self, path: Path, borders: list[int]) -> None:
-        self.path, self._borders = path, borders
-        self._file: Any = None
-        self._group: tuple[int, Any] = (-1, None)
+    Parquet can only be read a group of rows at a time, so anything but a small file is unpacked once, as an Arrow file that is
+    mapped into memory.
+    """
+
+    def __init__(self, path: Path, content: Path, borders: list[int]) -> None:
+        self.path, self._content, self._borders = path, content, borders
+        self._batches: Any = None
 
     @classmethod
     def index(cls, path: Path) -> "ParquetFile":
-        """ConfigError if pyarrow is not installed, DataError if the file is damaged."""
+        """ConfigError if pyarrow is not installed, DataError if the file is damaged, StorageError if there is no room."""
         if find_spec("pyarrow") is None:
             raise ConfigError(f"pyarrow (not installed) is needed to read {path}; pip install 'ernie45[train]'")
         from pyarrow import ArrowException
@@ -90,12 +107,17 @@ class ParquetFile:
 
         try:
             meta = Table(path).metadata
+            is_small = meta.num_row_groups <= 1 and path.stat().st_size <= _SMALL_BYTES
+            content = path if is_small else _kept(path, ".arrow", lambda out: _write_arrow(path, out))
         except (ArrowException, OSError) as error:
+            if isinstance(error, StorageError):
+                raise
             raise DataError(f"data file ({path}) is no Parquet or damaged: {error}; fetch it again") from error
-        borders = [0]
-        for group in range(meta.num_row_groups):
-            borders.append(borders[-1] + meta.row_group(group).num_rows)
-        return cls(path, borders)
+        batches = _read_arrow(content) if not is_small else None
+        sizes = (
+            [meta.num_rows] if batches is None else [batches.get_batch(i).num_rows for i in range(batches.num_record_batches)]
+        )
+        return cls(path, content, list(accumulate(sizes, initial=0)))
 
     def __len__(self) -> int:
         return self._borders[-1]
@@ -106,17 +128,38 @@ class ParquetFile:
 
     def read(self, index: int) -> Raw:
         """A row as an object; empty cells are left out."""
-        from pyarrow.parquet import ParquetFile as Table
-
-        group = next(number for number, end in enumerate(self._borders[1:]) if index < end)
-        if self._group[0] != group:
-            self._file = self._file or Table(self.path)
-            self._group = (group, self._file.read_row_group(group))
-        row = self._group[1].slice(index - self._borders[group], 1).to_pylist()[0]
-        return Raw(_without_nulls(row), self.origin(index), self.path.parent)
+        if self._batches is None:
+            self._batches = _read_table(self.path) if self._content == self.path else _read_arrow(self._content)
+        number = bisect_right(self._borders, index) - 1
+        rows = self._batches if self._content == self.path else self._batches.get_batch(number)
+        return Raw(
+            _without_nulls(rows.slice(index - self._borders[number], 1).to_pylist()[0]), self.origin(index), self.path.parent
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None, "_group": (-1, None)}
+        return self.__dict__ | {"_batches": None}
+
+
+def _read_table(path: Path) -> Any:
+    from pyarrow.parquet import read_table
+
+    return read_table(path)
+
+
+def _read_arrow(path: Path) -> Any:
+    from pyarrow import ipc, memory_map
+
+    return ipc.open_file(memory_map(str(path)))
+
+
+def _write_arrow(path: Path, out: Path) -> None:
+    from pyarrow import ipc
+    from pyarrow.parquet import ParquetFile as Table
+
+    table = Table(path)
+    with ipc.new_file(str(out), table.schema_arrow) as writer:
+        for batch in table.iter_batches(_ROWS_AT_ONCE):
+            writer.write_batch(batch)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -78,12 +78,14 @@ def test_gzip_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_parquet_rows_lists_and_missing_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"messages": [{"role": "user", "content": "q"}], "answer": "1"}, {"answer": None, "messages": []}]
-    path = write_parquet(tmp_path / "a.parquet", rows * 3)
-    file = open_records(path)
-    assert len(file) == 6
-    assert file.read(4).data == rows[0]
-    assert file.read(1).data == {"messages": []}
-    assert file.origin(1) == f"{path}:row 2"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for count in (2, 3):  # one group of rows, and two, which are unpacked
+        path = write_parquet(tmp_path / "a.parquet", rows * count)
+        file = open_records(path)
+        assert len(file) == 2 * count
+        assert [file.read(index).data for index in range(2 * count)] == [rows[0], {"messages": []}] * count
+        assert file.origin(1) == f"{path}:row 2"
+    assert len(list((tmp_path / "cache" / "ernie45" / "unpacked").iterdir())) == 1
     with pytest.raises(DataError, match="no Parquet or damaged"):
         open_records(write(tmp_path / "b.parquet", path.read_bytes()[:-20]))
     monkeypatch.setattr(archives, "find_spec", lambda name: None)
