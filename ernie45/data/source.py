@@ -3,7 +3,7 @@
 Knows nothing about models or losses.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,10 @@ class PackedSource:
         num_shards: int,
         shards: Sequence[int] | None = None,
         folder: Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """shards: those that will be asked for here, for making them ahead; None: all. folder: of the run.
+        """shards: those that will be asked for here, for making them ahead; None: all. folder: of the run. progress: told how
+        many of how many records are measured.
 
         DataError if no record is good, or there are fewer than one step needs.
         """
@@ -73,7 +75,7 @@ class PackedSource:
         self._encoding, self._config, self._num_shards = encoding, config, num_shards
         self._shards = sorted(shards if shards is not None else range(num_shards))
         self.bad = BadRecords(folder)
-        self.table = measure_all(encoding, config.workers, folder)
+        self.table = measure_all(encoding, config.workers, folder, progress)
         for bad in self.table.bad:
             self._found(bad)
         sources = {name: own for name, every in encoding.dataset.sources.items() if len(own := every[self.table.good[every]])}

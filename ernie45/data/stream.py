@@ -3,7 +3,7 @@
 Knows nothing about models or losses.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -34,12 +34,23 @@ class Corpus:
     Documents are tokenised once, into the folder; bad ones are counted there, too.
     """
 
-    def __init__(self, paths: Sequence[Path], processor: Processor, config: CorpusConfig, folder: Path, seed: int) -> None:
-        """DataError if no document can be used, or if one is bad and data.on_bad is "stop"."""
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        processor: Processor,
+        config: CorpusConfig,
+        folder: Path,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """folder: of the run. progress: told how many of how many documents are tokenised.
+
+        DataError if no document can be used, or if one is bad and data.on_bad is "stop".
+        """
         self.config, self.seed = config, seed
         dataset = Dataset(paths, (Document, Record), config.format)
         self.encoding = Encoding(dataset, RecordEncoder(processor, config.encoding))
-        self.store = build_store(self.encoding, folder, config.workers)
+        self.store = build_store(self.encoding, folder, config.workers, progress)
         self.table = RecordTable(dataset.sources, self.store, config.record_tokens, config.patch_budget)
         self.bad = BadRecords(folder)
         for bad in (*self.store.bad, *self.table.too_long):
