@@ -12,8 +12,9 @@ import sys
 import traceback
 from typing import Any
 
-import confine  # pyright: ignore[reportMissingImports]
-import plain  # pyright: ignore[reportMissingImports]
+# By name from the folder of this file: of the package around it nothing is in reach here.
+confine: Any = importlib.import_module("confine")
+plain: Any = importlib.import_module("plain")
 
 
 def main() -> None:
