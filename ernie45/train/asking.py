@@ -115,7 +115,8 @@ def numbers_about(asked: Sequence[Asking]) -> dict[str, float]:
     episodes = [episode for asking in answered for episode in asking.episodes]
     shares = [[score.value for score in asking.scores if score.value is not None] for asking in answered]
     known = [value for share in shares for value in share]
-    finished = [episode.answer is not None and episode.answer.finished for episode in episodes]
+    answers = [episode.answer for episode in episodes if episode.answer is not None]
+    num_prompt_tokens = sum(episode.num_tokens - episode.num_labels for episode in episodes)
     return {
         "accuracy": float(np.mean(known)) if known else 0.0,
         "rewards_missing": 1 - len(known) / len(episodes),
@@ -124,7 +125,8 @@ def numbers_about(asked: Sequence[Asking]) -> dict[str, float]:
         "prompts_asked": float(len(answered)),
         "prompts_bad": float(len(asked) - len(answered)),
         "answer_tokens": float(np.mean([episode.num_labels for episode in episodes])),
-        "cut_off": 1 - float(np.mean(finished)),
+        "cut_off": float(np.mean([not answer.finished for answer in answers])),
+        "prefix_hits": sum(answer.num_cached for answer in answers) / num_prompt_tokens,
     }
 
 

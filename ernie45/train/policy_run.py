@@ -109,8 +109,7 @@ class PolicyRun:
         self._look_back()
         if config.policy.advantage == "gae":
             set_critic_advantages(self._portions, config)
-        hits = {"prompts_kept": float(len(kept)), "prefix_hits": self._asker.engine.hit_share()}
-        self._told = numbers_about(asked) | hits
+        self._told = numbers_about(asked) | {"prompts_kept": float(len(kept))}
 
     def _collect(self, step: int, rollout: int) -> tuple[list[list[Episode]], list[Asking]]:
         """Groups that teach something, and all that were asked. DataError if no prompt can be asked."""

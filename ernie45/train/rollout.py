@@ -27,28 +27,31 @@ class Answer:
     """One sampled answer.
 
     prompt: its number in the pool. token_ids: int64 [N], the stop token included. logprobs: fp32 [N], by the engine, at the
-    sampling temperature. finished: whether it ended by itself. experts: int16 [S, L, A] of prompt and answer but the last
-    token, where routing is replayed.
+    sampling temperature. finished: whether it ended by itself. num_cached: tokens of the prompt that were in the prefix cache.
+    experts: int16 [S, L, A] of prompt and answer but the last token, where routing is replayed.
     """
 
     prompt: int
     token_ids: np.ndarray
     logprobs: np.ndarray
     finished: bool
+    num_cached: int = 0
     experts: np.ndarray | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors."""
         arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in ("token_ids", "logprobs")}
         experts = None if self.experts is None else torch.from_numpy(self.experts.copy())
-        return {"prompt": self.prompt, "finished": self.finished, "experts": experts, **arrays}
+        plain = {name: getattr(self, name) for name in ("prompt", "finished", "num_cached")}
+        return {"experts": experts, **plain, **arrays}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Answer":
         """What `state_dict` gave."""
         experts = None if state["experts"] is None else state["experts"].numpy()
         arrays = {name: state[name].numpy() for name in ("token_ids", "logprobs")}
-        return cls(prompt=state["prompt"], finished=state["finished"], experts=experts, **arrays)
+        plain = {name: state[name] for name in ("prompt", "finished", "num_cached")}
+        return cls(experts=experts, **plain, **arrays)
 
 
 class RolloutEngine:
@@ -83,13 +86,6 @@ class RolloutEngine:
         completions = llm.generate(inputs, params)
         answers = [_answer(prompts[place // size][0], completion) for place, completion in enumerate(completions)]
         return [answers[start : start + size] for start in range(0, len(answers), size)]
-
-    def hit_share(self) -> float:
-        """Share of all prompt tokens so far that were found in the prefix cache."""
-        if self._llm is None:
-            return 0.0
-        stats = self._llm.stats()
-        return stats.num_hit_tokens / max(stats.num_queried_tokens, 1)
 
     def close(self) -> None:
         if self._llm is not None:
@@ -152,5 +148,6 @@ def _answer(prompt: int, completion: Completion) -> Answer:
         token_ids=np.array(token_ids, dtype=np.int64),
         logprobs=np.array([entry.logprob for entry in entries], dtype=np.float32),
         finished=completion.finish_reason == "stop",
+        num_cached=completion.num_cached_tokens,
         experts=completion.experts,
     )

@@ -62,6 +62,21 @@ def test_a_stopped_run_goes_on_bit_for_bit_in_the_middle_of_a_rollout(
     assert torch.equal(parts["stateful"]["rlvr.policy"]["table"]["asked"], whole["stateful"]["rlvr.policy"]["table"]["asked"])
 
 
+def test_one_process_and_two_make_the_same_run(request_: runner.Request) -> None:
+    overrides = SHORT | {"schedule.num_steps": "3", "policy.kl_weight": "0.01", "rewards.normalise": "running"}
+    states = []
+    for processes in (1, 2):
+        out = request_.out.parent / str(processes)
+        assert runner.run(replace(request_, stage="upo", out=out, processes=processes, overrides=overrides))
+        states.append(load_checkpoint(out / "run"))
+    one, two = states
+    assert one is not None
+    assert two is not None
+    assert one["stateful"]["upo.policy"]["told"] == two["stateful"]["upo.policy"]["told"]
+    for name, value in one["parameters"].items():
+        assert torch.allclose(two["parameters"][name], value, atol=1e-6), name
+
+
 def test_prompts_of_ones_own(request_: runner.Request, tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     lines = [{"question": f"What is {number}+{number + 1}?", "answer": 2 * number + 1} for number in range(8)]
