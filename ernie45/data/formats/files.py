@@ -7,6 +7,7 @@ processes need not index again; each process opens the file for itself.
 """
 
 import csv
+import io
 import json
 import mmap
 import os
@@ -124,18 +125,21 @@ class JsonFile(Spans):
 class CsvFile(Spans):
     """Rows of a table with its header in the first line; fields may hold line ends. Separated by comma, semicolon or tab."""
 
-    def __init__(self, path: Path, cuts: Cuts, content: Path | None = None) -> None:
+    def __init__(self, path: Path, cuts: Cuts, delimiter: str, content: Path | None = None) -> None:
         super().__init__(path, Cuts(*(column[1:] for column in cuts)), content)
+        self._delimiter = delimiter
         header = Spans(path, cuts, content).bytes_of(0).removeprefix(_BOM)
-        self._delimiter = max(",;\t", key=lambda mark: header.count(mark.encode()))
-        self._header = [name.strip() for name in next(csv.reader([_decode(header, f"{path}:1")], delimiter=self._delimiter))]
+        self._header = [name.strip() for name in self._row(header, f"{path}:1")]
 
     @classmethod
     def index(cls, path: Path, content: Path | None = None) -> "CsvFile":
-        """One pass over the file. DataError if it is empty or has quotes that never close."""
+        """One pass over the file. DataError if it is empty or no table."""
         csv.field_size_limit(_CSV_FIELD_BYTES)
         position, starts, ends, lines = 0, [], [], []
         with open(content or path, "rb") as file:
+            first = file.readline()
+            delimiter = max(",;\t", key=lambda mark: first.count(mark.encode()))
+            file.seek(0)
             consumed = 0
 
             def texts() -> Iterator[str]:
@@ -144,24 +148,31 @@ class CsvFile(Spans):
                     consumed += len(line)
                     yield line.decode("latin-1")  # borders of fields are ASCII; the text itself is decoded on reading
 
-            reader, line = csv.reader(texts()), 1
-            for row in reader:
-                if row:
-                    starts.append(position)
-                    ends.append(consumed)
-                    lines.append(line)
-                position, line = consumed, reader.line_num + 1
+            reader, line = csv.reader(texts(), delimiter=delimiter), 1
+            try:
+                for row in reader:
+                    if row:
+                        starts.append(position)
+                        ends.append(consumed)
+                        lines.append(line)
+                    position, line = consumed, reader.line_num + 1
+            except csv.Error as error:
+                raise DataError(f"{path}:{line} is no row of a table: {error}; correct the file") from error
         if not starts:
             raise DataError(f"data file ({path}) is empty; it needs a line of column names and a row for each record")
-        return cls(path, Cuts.of(starts, ends, lines), content)
+        return cls(path, Cuts.of(starts, ends, lines), delimiter, content)
 
     def read(self, index: int) -> Raw:
         """A row as an object of texts by column; empty fields are left out."""
         origin = self.origin(index)
-        row = next(csv.reader(_decode(self.bytes_of(index), origin).splitlines(True), delimiter=self._delimiter))
+        row = self._row(self.bytes_of(index), origin)
         if len(row) != len(self._header):
             raise DataError(f"{origin} has {len(row)} fields, but the header has {len(self._header)}; correct the row")
         return Raw({name: text for name, text in zip(self._header, row, strict=True) if text}, origin, self.path.parent)
+
+    def _row(self, data: bytes, origin: str) -> list[str]:
+        csv.field_size_limit(_CSV_FIELD_BYTES)
+        return next(csv.reader(io.StringIO(_decode(data, origin), newline=""), delimiter=self._delimiter))
 
 
 class TextFile:

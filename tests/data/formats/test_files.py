@@ -1,17 +1,23 @@
 """Files are read by number without being held, and say where a bad record is."""
 
+import csv
 import gzip
 import io
 import json
 import pickle
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ernie45.config.errors import ConfigError, DataError
 from ernie45.data.formats import archives
 from ernie45.data.formats.archives import open_records
+
+CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1, max_size=6)
 
 
 def write(path: Path, data: str | bytes) -> Path:
@@ -129,12 +135,43 @@ def test_tar_groups_files_by_key(tmp_path: Path) -> None:
         ("a.json", b"[]", r"a.json\) is empty"),
         ("a.csv", b"question,answer\n", r"a.csv\) is empty"),
         ("a.csv", b"", r"a.csv\) is empty"),
+        ("a.csv", b"question,answer\nx\ry,1\n", r"a.csv:2 is no row of a table"),
         ("a.docx", b"x", r"a.docx\) must end in .jsonl"),
     ],
 )
 def test_bad_files_name_the_place(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         all_data(write(tmp_path / name, data))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(['"', "\\", '\\"', "[{,", "}]"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(VALUES, min_size=1, max_size=6), st.sampled_from([None, 0, 3]), st.booleans())
+def test_any_array_and_any_lines_are_read_back(records: list, indent: int | None, ascii_only: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        array, lines = Path(folder, "a.json"), Path(folder, "b.jsonl")
+        array.write_text(json.dumps(records, indent=indent, ensure_ascii=ascii_only), encoding="utf-8", errors="surrogatepass")
+        assert all_data(array) == records
+        objects = [{"value": record} for record in records]
+        lines.write_text("\n".join(json.dumps(item) for item in objects), encoding="utf-8")
+        assert all_data(lines) == objects
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(CELL, CELL), min_size=1, max_size=5), st.sampled_from([",", ";", "\t"]))
+def test_any_table_is_read_back(rows: list[tuple[str, str]], mark: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.csv")
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, delimiter=mark).writerows([("question", "answer"), *rows])
+        expected = [{name: text for name, text in zip(("question", "answer"), row, strict=True) if text} for row in rows]
+        assert all_data(path) == expected
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
