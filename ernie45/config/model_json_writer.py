@@ -60,6 +60,7 @@ def _num_shared(config: ModelConfig) -> int:
 
 
 def _decoder_json(config: ModelConfig) -> Json:
+    ahead = {"num_nextn_predict_layers": config.num_mtp_layers} if config.num_mtp_layers else {}
     return {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -78,6 +79,7 @@ def _decoder_json(config: ModelConfig) -> Json:
         "eos_token_id": config.tokens.eos,
         "pad_token_id": config.tokens.pad,
         "sep_token_id": config.tokens.end_of_turn,
+        **ahead,
     }
 
 
@@ -98,8 +100,6 @@ def _text_json(config: ModelConfig, layout: LayoutName, dtype: str) -> Json:
     if layout == "native":
         rope = {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
     data = {"architectures": [ARCHITECTURES[kind]], "model_type": kind, "torch_dtype": dtype, **_decoder_json(config), **rope}
-    if config.num_mtp_layers:
-        data["num_nextn_predict_layers"] = config.num_mtp_layers
     if kind == DENSE:
         return data
     if len(config.expert_pools) != 1:
