@@ -37,14 +37,12 @@ def orthogonal_gradient(weight_ED: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def orthogonal_step(model: ErnieModel, lr: float, weight: float) -> None:
-    """W <- W - lr * weight * gradient for the gate of every pool, text and vision apart.
+def orthogonal_step(router: Router, lr: float, weight: float) -> None:
+    """W <- W - lr * weight * gradient for the gate of one pool: text and vision apart.
 
     Decoupled from the optimiser, as in ERNIE's public code: adaptive moments would rescale it.
     """
-    for _, pool in pools_of(model):
-        gate = pool.router.weight
-        gate.sub_(lr * weight * orthogonal_gradient(gate))
+    router.weight.sub_(lr * weight * orthogonal_gradient(router.weight))
 
 
 def usage_of(routers: Sequence[Sequence[RouterOutput]]) -> list[Tensor]:

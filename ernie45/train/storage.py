@@ -44,11 +44,33 @@ def write_atomically(path: Path, data: bytes) -> None:
         ) from error
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Replace the folder's checkpoint. StorageError leaves the one before."""
+def save_checkpoint(folder: Path, state: dict[str, Any], keep: int = 1, step_before: int = 0) -> None:
+    """Replace the folder's checkpoint. StorageError leaves the one before.
+
+    keep: how many to have in the end; those before the last are `checkpoint-STEP.pt`. step_before: of the one replaced.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(folder / CHECKPOINT, buffer.getvalue())
+    path = folder / CHECKPOINT
+    if keep > 1 and path.exists():
+        _keep_as(path, folder / f"checkpoint-{step_before:08d}.pt")
+    write_atomically(path, buffer.getvalue())
+    for old in kept_checkpoints(folder)[keep - 1 :]:
+        old.unlink(missing_ok=True)
+
+
+def kept_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints before the last, the newest first."""
+    return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
+
+
+def _keep_as(path: Path, other: Path) -> None:
+    """A second name for a file, or a copy where the file system has no links."""
+    other.unlink(missing_ok=True)
+    try:
+        os.link(path, other)
+    except OSError:
+        write_atomically(other, path.read_bytes())
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -60,7 +82,11 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"checkpoint ({path}) cannot be read: {reason}; start afresh with --fresh") from error
+        older = kept_checkpoints(folder)
+        way_out = (
+            f"rename {older[0].name} to {CHECKPOINT}, or start afresh with --fresh" if older else "start afresh with --fresh"
+        )
+        raise CheckpointError(f"checkpoint ({path}) cannot be read: {reason}; {way_out}") from error
 
 
 class MetricsLog:

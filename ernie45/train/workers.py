@@ -5,6 +5,7 @@ Knows nothing about models or training.
 
 import contextlib
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -33,14 +34,48 @@ class Workers:
 
     def add(self, vector: Tensor) -> None:
         """Replace a vector by its sum over all processes; all get the same bits."""
+        if self.num_processes > 1:
+            with _others_alive(self.rank):
+                dist.all_reduce(vector)
+
+    def wait(self) -> None:
+        """Go on when every process has come here."""
+        self.add(torch.zeros(1))
+
+    def gather(self, vector: Tensor) -> list[Tensor] | None:
+        """Vectors of all processes, of any lengths, on the host: a list on rank 0, None elsewhere."""
         if self.num_processes == 1:
-            return
-        try:
-            dist.all_reduce(vector)
-        except RuntimeError as error:
-            raise Ernie45Error(
-                f"a training process (not rank {self.rank}) ended; run the same command again to go on from the last checkpoint"
-            ) from error
+            return [vector]
+        with _others_alive(self.rank):
+            lengths = torch.zeros(self.num_processes, dtype=torch.int64)
+            lengths[self.rank] = len(vector)
+            dist.all_reduce(lengths)
+            padded = torch.nn.functional.pad(vector, (0, int(lengths.max()) - len(vector)))
+            parts = [torch.empty_like(padded) for _ in lengths] if self.rank == 0 else None
+            dist.gather(padded, parts)
+        return None if parts is None else [part[:length] for part, length in zip(parts, lengths.tolist(), strict=True)]
+
+    def exchange(self, outgoing: list[Tensor], sizes: list[int]) -> list[Tensor]:
+        """Send one vector to each process and get one from each, of these sizes."""
+        incoming = outgoing[0].new_empty(sum(sizes))
+        with _others_alive(self.rank):
+            dist.all_to_all_single(incoming, torch.cat(outgoing), sizes, [len(vector) for vector in outgoing])
+        return list(incoming.split(sizes))
+
+
+@contextlib.contextmanager
+def _others_alive(rank: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise Ernie45Error(
+            f"a training process (not rank {rank}) ended; run the same command again to go on from the last checkpoint"
+        ) from error
+
+
+def torchrun_ranks() -> int:
+    """How many processes torchrun has started, this one among them; 0 if it was not torchrun."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 @contextlib.contextmanager
@@ -48,8 +83,13 @@ def started(num_processes: int, target: Callable[..., None], *args: Any) -> Iter
     """Start the other processes, each calling target(workers, *args), and be rank 0 inside the context.
 
     They are told to end when the context is left by an exception, and end by themselves when this process is killed, as the
-    next sum then fails. target and args must be importable and picklable.
+    next sum then fails. target and args must be importable and picklable. Under torchrun the processes are there: each is given
+    its own rank and does what it is asked to do inside the context.
     """
+    if torchrun_ranks():
+        with _joined() as workers:
+            yield workers
+        return
     if num_processes == 1:
         yield Workers()
         return
@@ -69,6 +109,16 @@ def started(num_processes: int, target: Callable[..., None], *args: Any) -> Iter
     finally:
         for child in children:
             child.kill()
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _joined() -> Iterator[Workers]:
+    """This process's place among those that torchrun has started."""
+    dist.init_process_group("gloo", timeout=_TIMEOUT)
+    try:
+        yield Workers(dist.get_rank(), dist.get_world_size())
+    finally:
         dist.destroy_process_group()
 
 

@@ -1,11 +1,15 @@
 """Muon and AdamW over flat parameters."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from ernie45.config.train import OptimConfig
-from ernie45.train.optim import Optimizer, kind_of, orthogonalise
+from ernie45.train.groups import kinds_of
+from ernie45.train.muon import orthogonalise
+from ernie45.train.optim import Optimizer
 
 
 def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
@@ -25,6 +29,11 @@ def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
 
 def give_gradients(optimizer: Optimizer, seed: int = 1) -> None:
     optimizer.flat.grads.copy_(torch.randn(optimizer.flat.grads.shape, generator=torch.Generator().manual_seed(seed)))
+
+
+def step(optimizer: Optimizer, factor: float = 1.0, trains: Callable[[str], bool] = lambda name: True) -> None:
+    batches = optimizer.select(trains)
+    optimizer.step(batches, [factor] * len(batches))
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 20), (20, 4)])
@@ -52,7 +61,7 @@ def test_a_stack_of_experts_is_a_batch_of_matrices() -> None:
 
 def test_kinds() -> None:
     config = OptimConfig(vision_lr_ratio=0.5, adam_lr_ratio=0.2, router_lr_ratio=0.1)
-    kinds = {name: kind_of(name, parameter, config) for name, parameter in parameters().items()}
+    kinds = kinds_of(parameters(), config)
     muon = {name for name, kind in kinds.items() if kind.muon}
     assert muon == {
         "model.layers.0.self_attn.o_proj.weight",
@@ -78,7 +87,7 @@ def test_muon_update_is_the_formula_and_has_the_promised_size() -> None:
     momentum = (1 - config.muon_momentum) * grad
     ahead = (1 - config.muon_momentum) * grad + config.muon_momentum * momentum
     update = 0.2 * 12**0.5 * orthogonalise(ahead, 5)
-    optimizer.step(optimizer.select(lambda name: True), lr_factor=0.5)
+    step(optimizer, 0.5)
     assert torch.allclose(named[name], before * (1 - 0.05 * 0.5) - 0.05 * update, atol=1e-6)
     assert 0.1 < update.square().mean().sqrt() < 0.25
 
@@ -95,7 +104,7 @@ def test_adamw_equals_torchs() -> None:
         grad = named[name].grad
         assert grad is not None
         twin.grad = grad.clone()
-        optimizer.step(optimizer.select(lambda name: True), lr_factor=1.0)
+        step(optimizer)
         reference.step()
     assert torch.allclose(named[name], twin, atol=1e-6)
 
@@ -105,7 +114,7 @@ def test_parameters_that_rest_keep_value_and_state() -> None:
     optimizer = Optimizer(named, OptimConfig(lr=0.1))
     give_gradients(optimizer)
     before = {name: parameter.detach().clone() for name, parameter in named.items()}
-    optimizer.step(optimizer.select(lambda name: "vision" in name), 1.0)
+    step(optimizer, trains=lambda name: "vision" in name)
     changed = {name for name, parameter in named.items() if not torch.equal(parameter, before[name])}
     assert changed == {"model.vision_model.blocks.0.attn.qkv.weight"}
     state = optimizer.state_dict()
@@ -116,22 +125,22 @@ def test_clipping_looks_at_the_chosen_parameters() -> None:
     named = parameters()
     optimizer = Optimizer(named, OptimConfig(clip_norm=1.0))
     give_gradients(optimizer)
-    spans = [span for batch in optimizer.select(lambda name: "router" in name) for span in batch.spans]
+    batches = optimizer.select(lambda name: "router" in name)
     grad = named["model.layers.1.mlp.pools.text.router.weight"].grad
     assert grad is not None
     norm = float(grad.norm())
-    assert float(optimizer.clip(spans)) == pytest.approx(norm)
+    assert float(optimizer.clip(batches)) == pytest.approx(norm)
     assert float(grad.norm()) == pytest.approx(1.0, abs=1e-5)
-    assert float(optimizer.clip(spans)) == pytest.approx(1.0, abs=1e-5)
+    assert float(optimizer.clip(batches)) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_state_goes_into_a_fresh_optimizer() -> None:
     first, second = (Optimizer(parameters(), OptimConfig()) for _ in range(2))
     give_gradients(first)
-    first.step(first.select(lambda name: True), 1.0)
-    second.flat.values.copy_(first.flat.values)
+    step(first)
+    second.flat.load(first.flat.state_dict())
     second.load_state_dict(first.state_dict())
     for optimizer in (first, second):
         give_gradients(optimizer, seed=9)
-        optimizer.step(optimizer.select(lambda name: True), 1.0)
+        step(optimizer)
     assert torch.equal(first.flat.values, second.flat.values)

@@ -42,7 +42,8 @@ def test_orthogonal_step_moves_every_gate_by_lr_times_weight_times_its_own_gradi
     """Decoupled and scaled by the rate; the text gate does not see the vision gate."""
     before = {name: pool.router.weight.detach().clone() for name, pool in pools_of(model)}
     others = {name: p.detach().clone() for name, p in model.named_parameters() if "router" not in name}
-    orthogonal_step(model, lr=0.5, weight=0.1)
+    for _, pool in pools_of(model):
+        orthogonal_step(pool.router, lr=0.5, weight=0.1)
     for name, pool in pools_of(model):
         expected = before[name] - 0.05 * orthogonal_gradient(before[name])
         assert torch.allclose(pool.router.weight, expected, atol=1e-7), name
