@@ -22,8 +22,9 @@ from ernie45.processor.template import ChatTemplate
 from ernie45.processor.tokenizer import Tokenizer
 
 _Load = Callable[..., list[LoadedMedia]]
-# Stand-ins for an answer, to find where it begins; no token spans them and a text before them.
-_STAND_INS = ("\U0001f4cd", "\u262f", "\u2603")
+# Stand-ins for an answer, to find where it begins; no token spans them and a text before them. Their first bytes differ, as
+# they may be tokens of their own.
+_STAND_INS = ("\U0001f4cd", "\u262f", "\u0416")
 
 
 class Size(NamedTuple):
@@ -216,8 +217,9 @@ class _TurnFinder:
     def _in_history(self, place: int) -> int:
         """Earlier answers stand without thoughts, so no prompt leads to them: look where the text changes with the answer."""
         content = self.messages[place].get("content") or ""
-        first = (content if isinstance(content, str) else "".join(part.get("text", "") for part in content))[:1]
-        return max(self._changed_at(place, text) for text in _STAND_INS if text != first)
+        text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+        first = text[:1].encode("utf-8", "surrogatepass")[:1]
+        return max(self._changed_at(place, other) for other in _STAND_INS if other.encode()[:1] != first)
 
     def _changed_at(self, place: int, text: str) -> int:
         changed = ({**self.messages[place], "content": text}, *self.messages[place + 1 :])

@@ -42,18 +42,15 @@ def talk(*texts: str, **about: Any) -> Record:
 
 def learnt(made: Labelled, processor: Processor) -> str:
     """The labelled tokens as text, runs parted by a broken bar."""
-    text, gap = "", False
-    for label in made.labels_S:
+    text, gap = b"", False
+    for label in made.labels_S.tolist():
         if label == IGNORED:
             gap = True
             continue
-        text += ("¦" if gap and text else "") + ("</s>" if label == processor.tokens.eos else token_text(processor, label))
+        text += "¦".encode() if gap and text else b""
+        text += b"</s>" if label == processor.tokens.eos else processor.tokenizer.bytes_of(label)
         gap = False
-    return text
-
-
-def token_text(processor: Processor, token_id: int) -> str:
-    return processor.tokenizer.bytes_of(int(token_id)).decode()
+    return text.decode()
 
 
 @pytest.mark.parametrize("thinking", [False, True])
@@ -121,6 +118,25 @@ def test_the_prompt_is_what_the_model_is_asked_with(processor: Processor) -> Non
         start = int(np.flatnonzero(made.labels_S != IGNORED)[0]) + 1
         prompt = encoder(processor).prompt_input(Prompt(messages=record.messages[:1], answer="2"), thinking)
         assert made.inputs.token_ids[:start].tolist() == prompt.token_ids.tolist()
+
+
+def test_turns_with_pictures_and_other_templates(processor: Processor) -> None:
+    """Pictures in several turns; answers that begin alike, or with what stands in for them; a template that keeps thoughts."""
+    picture = {"type": "image", "image": png(56, 28)}
+    messages = []
+    for answer in ("2", "2", "\u2603 2", "<think>\none\n</think>\n\n2"):
+        messages += [
+            {"role": "user", "content": [picture, {"type": "text", "text": "2"}]},
+            {"role": "assistant", "content": answer},
+        ]
+    record = Record(messages=tuple(messages))
+    made = encoder(processor, loss_on="turns").encode(record)
+    assert learnt(made, processor) == "2</s>¦2</s>¦\u2603 2</s>¦\none\n</think>\n\n2</s>"
+    assert len(made.inputs.media) == 4
+    keeping = BUILT_IN_TEMPLATE.replace("{%- if loop.index0 > count.last_user %}", "{%- if true %}")
+    own = Processor(processor.tokenizer, tokens=processor.tokens, config=processor.config, template=ChatTemplate(keeping))
+    kept = encoder(own, loss_on="turns").encode(record)
+    assert learnt(kept, processor) == learnt(made, processor), "what stands in front of an earlier answer is not learnt"
 
 
 def test_calls_of_tools_are_answers_too(processor: Processor) -> None:
