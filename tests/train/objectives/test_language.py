@@ -65,3 +65,16 @@ def test_without_pictures_the_vision_side_rests_and_nothing_breaks(model: ErnieM
     assert text is not None
     assert text.abs().sum() > 0
     assert model.get_parameter("vision_model.patch_embed.weight").grad is None
+
+
+def test_losses_by_source_and_modality_add_up(
+    model: ErnieModel, picture_batch: LanguageBatch, text_batch: LanguageBatch
+) -> None:
+    for batch, with_labels in ((picture_batch, "loss.pictures"), (text_batch, "loss.text")):
+        metrics = language_loss(language_forward(model, batch), batch, NO_ROUTER_LOSS).metrics
+        value, count = metrics["loss"]
+        assert metrics[with_labels] == (pytest.approx(float(value), rel=1e-5), count)
+        sources = {name: both for name, both in metrics.items() if name.startswith("loss.source.")}
+        assert len(sources) == len(batch.sources), "every process has the same names"
+        assert sum(both[1] for both in sources.values()) == count
+        assert sum(float(both[0]) for both in sources.values()) == pytest.approx(float(value), rel=1e-5)

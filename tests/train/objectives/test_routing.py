@@ -27,6 +27,27 @@ def test_aux_loss_by_hand() -> None:
     assert float(aux_loss(router_output(logits_RE))) == pytest.approx(expected, rel=1e-5)
 
 
+def test_aux_loss_of_a_layer_is_transformers_load_balancing_loss() -> None:
+    """Value and gradient; transformers then mixes layers and modalities into one mean, ours stay apart."""
+    theirs = pytest.importorskip("transformers.models.ernie4_5_vl_moe.modeling_ernie4_5_vl_moe").load_balancing_loss_func
+    logits_RE = torch.randn(23, 8, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    ours = aux_loss(router_output(logits_RE))
+    other = theirs((logits_RE,), num_experts=8, top_k=2)
+    assert ours.item() == pytest.approx(other.item(), rel=1e-6)
+    got, expected = (torch.autograd.grad(loss, logits_RE, retain_graph=True)[0] for loss in (ours, other))
+    torch.testing.assert_close(got, expected)
+
+
+def test_pools_have_weights_of_their_own(model: ErnieModel, picture_batch: LanguageBatch) -> None:
+    routers = model(picture_batch.packed).routers
+    config = RouterConfig(aux_weight=2.0, z_weight=3.0, vision_aux_ratio=0.5, vision_z_ratio=0.1)
+    expected = sum(2 * float(aux_loss(text)) + 3 * float(z_loss(text)) for text, _ in routers)
+    expected += sum(float(aux_loss(vision)) + 0.3 * float(z_loss(vision)) for _, vision in routers)
+    found = router_losses(routers, config)
+    assert found is not None
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_aux_loss_counts_the_uncorrected_choice() -> None:
     """With the correction bias on, the dispatched experts differ; the loss must not see them."""
     logits_RE = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
