@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ernie45.commands.arguments import one_of, real_number, whole_number
-from ernie45.config.errors import ConfigError
+from ernie45.config.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ernie45.evals.answerers import Answerer
@@ -154,10 +154,13 @@ def _answerers(args: argparse.Namespace) -> "Iterator[Answerer]":
 
 
 def _check_asked(args: argparse.Namespace, result: "Result") -> None:
-    """A task that was asked for by name, or all there is, must not be skipped in silence."""
+    """A task that was asked for by name, or all there is, must not be skipped in silence; and something must have a score."""
     if result.skipped and (args.tasks or args.data or not result.scores):
         name, reason = next(iter(result.skipped.items()))
         raise ConfigError(f"task ({name!r}) cannot be asked: {reason}; choose other tasks, or a model with vision")
+    if all(row["value"] is None for row in result.answers):
+        row = result.answers[0]
+        raise DataError(f"no answer of {result.model} has a score; the first: {row['event']}: {row['detail']}")
 
 
 def _show(args: argparse.Namespace, tasks: "list[Task]", results: "list[Result]") -> None:

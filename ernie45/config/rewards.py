@@ -34,7 +34,7 @@ class RewardsConfig:
     normalise        none; batch: z-scores by domain over one batch; running: by moving averages of each domain.
     decay            of those averages, a batch.
     max_event_share  of the last 64 answers or more that may go without a score before training stops with an error.
-    log_events       so many answers without a score are written to the log for each batch.
+    log_events       so many answers without a score are written to the run's reward-events.jsonl for each batch.
     """
 
     spec: str = "exact"

@@ -63,7 +63,7 @@ class Score:
     value   None if there is an event; callers mask it, they never take it for 0.
     event   its kind, in snake_case, as it is counted: "timeout", "raised_value_error", "no_reference".
     detail  one line about the event, for the log.
-    parts   values of the single judges under a composition, by their spec.
+    parts   values of the single judges under a composition, by their names.
     """
 
     value: float | None

@@ -42,6 +42,8 @@ def test_ones_own_file_with_a_reward(tmp_path: Path, capsys: pytest.CaptureFixtu
     found = json.loads(capsys.readouterr().out)["tasks"]["data"]["direct"]
     assert found["events"] == {}
     assert found["num_questions"] == 2
+    assert cli.main([*words, "--reward", "code"]) == 2
+    assert "no answer of tiny has a score; the first: no_tests" in capsys.readouterr().err
     assert cli.main([*words, "--domains", '{"a": "numeric"}']) == 2
     assert "domain ('b') has no reward" in capsys.readouterr().err
 

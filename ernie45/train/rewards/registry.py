@@ -4,11 +4,12 @@ Knows nothing about what they do. A judge of one's own needs no entry here: `fun
 """
 
 import importlib
+from collections import Counter
 from dataclasses import fields
 from difflib import get_close_matches
 
 from ernie45.config.errors import ConfigError
-from ernie45.config.rewards import RewardSpec, read_options
+from ernie45.config.rewards import COMPOSITIONS, RewardSpec, read_options
 from ernie45.train.rewards.compose import First, Leaf, Product, Sum
 from ernie45.train.rewards.reward import Reward
 
@@ -34,16 +35,21 @@ REWARDS = {
 }
 
 
-def build(spec: RewardSpec) -> Reward:
-    """The judge of a spec. ConfigError for an unknown name or option, or a value that cannot be."""
-    if spec.name == "sum":
-        return Sum(parts=tuple(map(build, spec.parts)), weights=spec.weights)
-    if spec.name == "product":
-        return Product(parts=tuple(map(build, spec.parts)))
-    if spec.name == "first":
-        return First(parts=tuple(map(build, spec.parts)))
+def build(spec: RewardSpec, names: Counter[str] | None = None) -> Reward:
+    """The judge of a spec. ConfigError for an unknown name or option, or a value that cannot be.
+
+    names: how often each judge occurred so far: the second `exact` of a composition is called exact.2 in `Score.parts`.
+    """
+    names = Counter() if names is None else names
+    if spec.name in COMPOSITIONS:
+        parts = tuple(build(part, names) for part in spec.parts)
+        if spec.name == "sum":
+            return Sum(parts=parts, weights=spec.weights)
+        return Product(parts=parts) if spec.name == "product" else First(parts=parts)
     kind = reward_class(spec.name)
-    return Leaf(reward=kind(**read_options(spec.name, defaults(kind), spec.options)), name=spec.name)
+    judge = kind(**read_options(spec.name, defaults(kind), spec.options))
+    names[spec.name] += 1
+    return Leaf(reward=judge, name=spec.name if names[spec.name] == 1 else f"{spec.name}.{names[spec.name]}")
 
 
 def reward_class(name: str) -> type[Reward]:

@@ -3,10 +3,12 @@
 Knows nothing about how answers are made or what is learnt from their rewards.
 """
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ernie45.config.errors import ConfigError, DataError
@@ -55,11 +57,13 @@ class Rewards:
 class RewardSystem:
     """Judges by domain. One for a process; `score` may take as long as the slowest judge."""
 
-    def __init__(self, config: RewardsConfig) -> None:
-        """ConfigError for a spec that cannot be built. Starts nothing yet."""
+    def __init__(self, config: RewardsConfig, events_file: Path | None = None) -> None:
+        """events_file: gets a line of JSON for each answer without a score, up to `log_events` a batch; None: the log does.
+        ConfigError for a spec that cannot be built. Starts nothing yet."""
         self._config = config
         self._judges: dict[str, Reward] = {domain: build(spec) for domain, spec in config.specs().items()}
         self._normaliser = Normaliser(config.normalise, config.decay)
+        self._events_file = events_file
         self.events: Counter[str] = Counter()
         self._window: list[bool] = []
 
@@ -135,10 +139,7 @@ class RewardSystem:
     def _count(self, batch: Sequence[Graded], scores: Sequence[Score]) -> None:
         without = [(item, score) for item, score in zip(batch, scores, strict=True) if score.event]
         self.events.update(score.event for _, score in without)
-        for item, score in without[: self._config.log_events]:
-            logger.warning("no score (%s) %s: domain %r, answer %r", score.event, score.detail, item.domain, item.answer[:500])
-        if len(without) > self._config.log_events:
-            logger.warning("no score for %d more of %d answers", len(without) - self._config.log_events, len(batch))
+        self._tell(without)
         self._window = (self._window + [bool(score.event) for score in scores])[-max(_WINDOW, len(batch)) :]
         share = sum(self._window) / max(1, len(self._window))
         if len(self._window) >= _WINDOW and share > self._config.max_event_share:
@@ -149,3 +150,25 @@ class RewardSystem:
                 f"rewards: {share:.0%} of the last {len(self._window)} answers got no score ({kinds}; the first: "
                 f"{without[0][1].detail}); mend the judge or the data, or raise rewards.max_event_share"
             )
+
+    def _tell(self, without: Sequence[tuple[Graded, Score]]) -> None:
+        """Of the first of them, what is needed to see what went wrong."""
+        rows = [
+            {
+                "event": score.event,
+                "detail": score.detail,
+                "domain": item.domain,
+                "question": item.question,
+                "reference": item.reference,
+                "answer": item.answer,
+            }
+            for item, score in without[: self._config.log_events]
+        ]
+        if self._events_file is None:
+            for row in rows:
+                logger.warning("no score: %s", json.dumps(row, ensure_ascii=False))
+            if len(without) > len(rows):
+                logger.warning("no score for %d answers more of this batch", len(without) - len(rows))
+        elif rows:
+            with self._events_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -7,7 +7,10 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,13 +30,23 @@ def main() -> None:
         _say(out, {"event": type(error).__name__, "detail": str(error)})
         return
     _say(out, {"value": 0.0})
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     for line in sys.stdin:
         task = json.loads(line)
+        # If nobody is left to kill it, a computation that never ends is ended by the system: SIGPROF has no handler.
+        signal.setitimer(signal.ITIMER_PROF, 2 * task["seconds"] + 10)
         try:
             _say(out, {"value": float(function(Graded(**task["item"]), **task["options"]))})
         except Exception as error:  # noqa: BLE001  an answer without a score is an event, not the end of the worker
             score = failure(error)
             _say(out, {"event": score.event, "detail": score.detail})
+
+
+def _end_with_parent(parent: int) -> None:
+    """A trainer that was killed takes its workers with it, also those that wait for something else than its next line."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def load(target: str) -> Callable[..., Any]:

@@ -33,7 +33,7 @@ class Worker:
 
     def ask(self, item: Graded, options: Mapping[str, Any], seconds: float) -> Score:
         """The function's score. Events: timeout (the process is killed), worker_died, and what the function raised."""
-        task = {"item": _plain(item), "options": dict(options)}
+        task = {"item": _plain(item), "options": dict(options), "seconds": seconds}
         try:
             answer = self._exchange(task, seconds)
         except TimeoutError:
@@ -78,7 +78,7 @@ class Worker:
             self.start()
         assert self._process is not None, self._target
         assert self._process.stdin is not None, self._target
-        self._process.stdin.write(json.dumps(task).encode() + b"\n")
+        self._process.stdin.write(json.dumps(task, default=str).encode() + b"\n")
         self._process.stdin.flush()
         return self._read(seconds)
 

@@ -3,6 +3,9 @@
 import json
 import logging
 import math
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +62,7 @@ def test_sums_products_and_the_first_that_applies(seen: list) -> None:
     assert judged("first(choice(letters=AB), numeric)", "x", reference="some words")[0].event == "no_reward_applies"
     [score] = judged("exact + 0.1*says", "3", reference="3")
     assert score.parts == {"exact": 1.0, "says": 3.0}
+    assert judged("says + exact(case=false) + exact", "3", reference="3")[0].parts == {"says": 3, "exact": 1, "exact.2": 1}
 
 
 def test_a_gate_spares_what_stands_behind_it(seen: list) -> None:
@@ -88,9 +92,10 @@ def test_judges_see_the_answer_alone(seen: list) -> None:
 
 
 @pytest.mark.usefixtures("seen")
-def test_domains_have_their_judges(caplog: pytest.LogCaptureFixture) -> None:
+def test_domains_have_their_judges(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     domains = json.dumps({"a": "exact", "b": "says"})
-    system = RewardSystem(RewardsConfig(spec="", domains=domains, log_events=1))
+    config = RewardsConfig(spec="", domains=domains, log_events=1)
+    system, filed = RewardSystem(config), RewardSystem(config, tmp_path / "reward-events.jsonl")
     batch = [
         Graded(answer="1", reference="1", domain="a"),
         Graded(answer="late", domain="b"),
@@ -99,10 +104,16 @@ def test_domains_have_their_judges(caplog: pytest.LogCaptureFixture) -> None:
     ]
     with caplog.at_level(logging.WARNING):
         rewards = system.score(batch)
+    first = {"event": "late", "detail": "says: ", "domain": "b", "question": "", "reference": None, "answer": "late"}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"no score: {json.dumps(first)}",
+        "no score for 1 answers more of this batch",
+    ]
+    for _ in range(2):
+        filed.score(batch)
+    assert [json.loads(line) for line in (tmp_path / "reward-events.jsonl").read_text().splitlines()] == [first, first]
     assert rewards.values == [1.0, 0.0, 5.0, 0.0]
     assert rewards.mask == [True, False, True, False]
-    assert "no score (late) says: : domain 'b', answer 'late'" in caplog.text
-    assert "1 more of 4" in caplog.text
     assert system.events == {"late": 1, "gone": 1}
     metrics = rewards.metrics()
     assert metrics["reward/events"] == (2.0, 4)
@@ -197,3 +208,27 @@ def test_mathematics_without_the_package(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the package math-verify"):
         RewardSystem(RewardsConfig(spec="math")).start()
+
+
+def test_workers_end_with_the_trainer(tmp_path: Path) -> None:
+    """A trainer that is killed leaves nobody behind, also while a worker waits for ever."""
+    code = f"""
+import os, signal, threading, time
+from ernie45.data.answers import Graded
+from ernie45.train.rewards.workers import Worker
+worker = Worker({OWN!r})
+worker.start()
+print(worker._process.pid, flush=True)
+threading.Thread(target=worker.ask, args=(Graded(answer="hang"), {{}}, 60.0), daemon=True).start()
+time.sleep(0.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    pid = int(done.stdout)
+    end = time.monotonic() + 20
+    while Path(f"/proc/{pid}/cmdline").exists() and time.monotonic() < end:
+        if b"worker_main" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            break  # ended, or another process by now
+        time.sleep(0.1)
+    else:
+        assert time.monotonic() < end
