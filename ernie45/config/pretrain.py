@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ernie45.config.data import CorpusConfig
 from ernie45.config.errors import ConfigError
 from ernie45.config.train import LoopConfig, OptimConfig, RouterConfig, ScheduleConfig
 
@@ -25,7 +26,7 @@ class PhaseConfig:
     learns          "language": next tokens of documents. "sight": each visual token says what it shows (built-in data alone).
     trains          parameter groups (`GROUPS`), or regular expressions on parameter names; the rest is frozen.
     lr_ratios       "group=multiple" of the phase's rate, the groups named as in `trains`.
-    skills          "name=weight": the mixture of the built-in data; none: the recipe's.
+    mixture         "name=weight" by source: of the files (`data.weights` if empty), or skills of the built-in data.
     text_steps, picture_steps  alternation: so many global batches of texts alone, then so many with pictures in every
                     sequence. 0 and 0: every batch has what the mixture gives. In batches of texts `vision_mixed` and `tower`
                     rest: they do not move, and their schedules stand still.
@@ -35,7 +36,8 @@ class PhaseConfig:
     detach_text     a shard with pictures gives `text` no gradients, but its schedule, momentum and decay go on: Baidu's
                     "modality detach".
     births          before the first step, vision experts become slices of the text experts.
-    token_budget    tokens of a shard. context: of the longest document; 0: single short ones.
+    token_budget    tokens of a shard of the built-in data. context: of its longest document; 0: single short ones. Of files: of
+                    a shard, a multiple of data.record_tokens; 0: one record.
     rope_theta      base of the rotary positions from here on; 0: as before.
     average         whether the averaged weights follow (loop.ema_decay, loop.export_average).
     """
@@ -47,7 +49,7 @@ class PhaseConfig:
     learns: Literal["language", "sight"] = "language"
     trains: tuple[str, ...] = GROUPS
     lr_ratios: tuple[str, ...] = ()
-    skills: tuple[str, ...] = ()
+    mixture: tuple[str, ...] = ()
     text_steps: int = 0
     picture_steps: int = 0
     blind: bool = False
@@ -68,9 +70,9 @@ class PhaseConfig:
         alternation = (self.text_steps, self.picture_steps)
         _check(min(alternation) >= 0, "text_steps, picture_steps", alternation, "be at least 0")
         _check(self.token_budget > 0, "token_budget", self.token_budget, "be above 0")
-        _check(0 <= self.context <= self.token_budget, "context", self.context, "be at most token_budget; change one of them")
+        _check(self.context >= 0, "context", self.context, "be at least 0")
         _check(self.rope_theta >= 0, "rope_theta", self.rope_theta, "be at least 0")
-        pairs(self.skills, f"phases.{self.name}.skills")
+        pairs(self.mixture, f"phases.{self.name}.mixture")
         for name in pairs(self.lr_ratios, f"phases.{self.name}.lr_ratios"):
             _check(name in self.trains, f"phases.{self.name}.lr_ratios", name, f"be one of trains: {', '.join(self.trains)}")
 
@@ -86,8 +88,8 @@ class PretrainConfig:
     """Pretraining: phases one after the other, each with what it trains.
 
     mtp_layers      multi-token-prediction modules of a new model. mtp_weight: of their mean loss, gradient only.
-    token_balanced  weigh every label by 1 / tokens of the step (labels, pictures and prompts); else by 1 / labels of the shard.
-    digits          "fit" keeps a part of the built-in training digits back for choosing between recipes.
+    data            how files are read; data.weighting counts for the built-in data, too. digits:
+                    "fit" keeps a part of the built-in training digits back for choosing between recipes.
     pools           "one": text and vision tokens share one pool of equal active width (for comparisons).
     thinking        share of the built-in samples that spell out how an answer is found.
     """
@@ -96,10 +98,10 @@ class PretrainConfig:
     phases: tuple[PhaseConfig, ...] = ()
     mtp_layers: int = 0
     mtp_weight: float = 0.1
-    token_balanced: bool = True
     pools: Literal["two", "one"] = "two"
     digits: Literal["all", "fit"] = "all"
     thinking: float = 0.6
+    data: CorpusConfig = field(default_factory=CorpusConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(processes=1))

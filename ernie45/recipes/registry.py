@@ -69,6 +69,14 @@ class StageKind(NamedTuple):
 
 
 STAGES: dict[str, StageKind] = {
+    "pretrain": StageKind(
+        summary="from nothing or on: towers, experts and decoder in phases",
+        data="documents and conversations (default: generated ones, for the tiny model)",
+        build="ernie45.recipes.pretrain:build",
+        recipes={"tiny": "ernie45.recipes.pretrain:tiny", "tiny-at-once": "ernie45.recipes.pretrain:tiny_at_once"},
+        needs_model=False,
+        new_model="ernie45.recipes.pretrain:new_model",
+    ),
     "rlvr": StageKind(
         summary="reinforcement learning from answers that can be checked",
         data="prompts with answers (default: generated sums of written digits, for the tiny model)",
