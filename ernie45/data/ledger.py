@@ -5,7 +5,7 @@ Knows nothing about records: positions alone.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,17 @@ LEDGER = "data-ledger.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Positions [start, end) of the order `kind`, read for a step of a phase. digest: of the records there."""
+    """Positions [start, end) of an order, read for a step of a phase.
+
+    kind: what the order is of. order: which one, `GlobalOrder.key`. digest: of the records there.
+    """
 
     phase: str
     step: int
     kind: str
     start: int
     end: int
+    order: str = ""
     digest: str = ""
 
 
@@ -59,8 +63,12 @@ class Ledger:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """positions: how far each order was read. problems: what must not be; none: every position before was read exactly once,
-    but for those of skipped steps. repeated_steps: steps that were read again after a restart, instead of the first time."""
+    """What a ledger says.
+
+    positions       how far each order was read, by its kind, and by its key where a run has several of a kind.
+    problems        what must not be; none: every position before was read exactly once, but for those of skipped steps.
+    repeated_steps  steps that were read again after a restart, instead of the first time.
+    """
 
     steps: int
     positions: Mapping[str, int]
@@ -69,7 +77,7 @@ class Audit:
     problems: list[str] = field(default_factory=list)
 
 
-def audit(folder: Path, orders: Mapping[str, GlobalOrder] | None = None) -> Audit:
+def audit(folder: Path, orders: Iterable[GlobalOrder] = ()) -> Audit:
     """Check a run's ledger; with the run's orders, also that the records were theirs. DataError if there is no ledger."""
     path = folder / LEDGER
     if not path.is_file():
@@ -95,19 +103,21 @@ def audit(folder: Path, orders: Mapping[str, GlobalOrder] | None = None) -> Audi
         places[reading.phase, reading.step] = len(live)
         live.append(reading)
     problems, positions = _tile(live, skipped)
-    for reading in live if orders is not None else ():
-        if reading.digest and orders is not None and orders[reading.kind].digest(reading.start, reading.end) != reading.digest:
+    known = {order.key: order for order in orders}
+    for reading in live:
+        order = known.get(reading.order)
+        if order is not None and order.digest(reading.start, reading.end) != reading.digest:
             problems.append(f"step {reading.step} of {reading.phase} read other records than those of the order")
     return Audit(
         steps=len(live),
-        positions=positions,
+        positions=_by_name(positions),
         skipped=[f"steps {start} to {end - 1} of {phase}" for phase, start, end in skipped],
         repeated_steps=repeated,
         problems=problems,
     )
 
 
-def _tile(live: list[Reading], skipped: list[tuple[str, int, int]]) -> tuple[list[str], dict[str, int]]:
+def _tile(live: list[Reading], skipped: list[tuple[str, int, int]]) -> tuple[list[str], dict[tuple[str, str], int]]:
     """Every order must have been read from its beginning on, step by step, without gap or overlap."""
     problems, positions = [], {}
     steps: dict[str, int] = {}
@@ -118,10 +128,15 @@ def _tile(live: list[Reading], skipped: list[tuple[str, int, int]]) -> tuple[lis
         if reading.step != expected_step and not is_skip:
             problems.append(f"{where}: steps {expected_step} to {reading.step - 1} before it are missing")
         steps[reading.phase] = reading.step + 1
-        expected = positions.get(reading.kind, 0)
+        expected = positions.get((reading.kind, reading.order), 0)
         if reading.start < expected:
             problems.append(f"{where} read positions {reading.start} to {expected - 1} of {reading.kind} a second time")
         elif reading.start > expected and not is_skip:
             problems.append(f"{where}: positions {expected} to {reading.start - 1} of {reading.kind} were lost")
-        positions[reading.kind] = max(expected, reading.end)
+        positions[reading.kind, reading.order] = max(expected, reading.end)
     return problems, positions
+
+
+def _by_name(positions: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    kinds = [kind for kind, _ in positions]
+    return {kind if kinds.count(kind) == 1 else f"{kind} ({order})": end for (kind, order), end in positions.items()}

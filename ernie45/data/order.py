@@ -44,8 +44,13 @@ class GlobalOrder:
     """
 
     def __init__(self, counts: Mapping[str, int], parts: Sequence[Part], seed: int, block: int = 1) -> None:
-        """counts: records of each source. DataError for weights of unknown sources, or none that has records."""
+        """counts: records of each source. DataError for weights of unknown sources, or if there is no record.
+
+        key: of all that decides on the order.
+        """
         self._counts, self._seed, self.block = dict(counts), seed, block
+        facts = (sorted(counts.items()), [(sorted(part.weights.items()), part.blocks) for part in parts], seed, block)
+        self.key = hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
         self._shuffled = lru_cache(maxsize=2 * len(counts) + 2)(self._shuffle)
         if not counts or not parts:
             raise DataError("data files have no record for this order; add files, or change what the run reads")

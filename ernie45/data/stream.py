@@ -3,6 +3,9 @@
 Knows nothing about models or losses.
 """
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
@@ -39,18 +42,19 @@ class Corpus:
         paths: Sequence[Path],
         processor: Processor,
         config: CorpusConfig,
-        folder: Path,
+        folder: Path | None,
         seed: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """folder: of the run. progress: told how many of how many documents are tokenised.
+        """folder: of the run; None: a dry run, what is made is thrown away. progress: told how many of how many documents are
+        tokenised.
 
         DataError if no document can be used, or if one is bad and data.on_bad is "stop".
         """
         self.config, self.seed = config, seed
         dataset = Dataset(paths, (Document, Record), config.format)
         self.encoding = Encoding(dataset, RecordEncoder(processor, config.encoding))
-        self.store = build_store(self.encoding, folder, config.workers, progress)
+        self.store = build_store(self.encoding, folder or self._scratch(), config.workers, progress)
         self.table = RecordTable(dataset.sources, self.store, config.record_tokens, config.patch_budget)
         self.bad = BadRecords(folder)
         for bad in (*self.store.bad, *self.table.too_long):
@@ -58,6 +62,12 @@ class Corpus:
         if not self.table.texts and not self.table.pictures:
             raise DataError(f"data files have no document that can be used; the first: {self.bad.first_reason}")
         self.sources = tuple(sorted({**self.table.texts, **self.table.pictures}))
+
+    def _scratch(self) -> Path:
+        """A folder that goes with this object."""
+        place = tempfile.mkdtemp(prefix="ernie45-")
+        weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
+        return Path(place)
 
     def records(self, kind: StreamKind, source: str, number: int) -> tuple[Piece, ...]:
         """What a record consists of. In "all", those with pictures follow the texts of their source."""
@@ -208,8 +218,9 @@ class StreamSource:
         kind = self._kind(step)
         start = self.positions(step)[kind]
         end = start + self.plan.num_shards * self.plan.context_records
-        digest = self.orders[kind].digest(start, end)
-        self._ledger.note(Reading(phase=self.plan.phase, step=step, kind=kind, start=start, end=end, digest=digest))
+        order = self.orders[kind]
+        place = {"kind": kind, "start": start, "end": end, "order": order.key, "digest": order.digest(start, end)}
+        self._ledger.note(Reading(phase=self.plan.phase, step=step, **place))
 
     def _pieces(self, step: int, shard: int) -> tuple[Piece, ...]:
         kind, records = self._kind(step), self.plan.context_records

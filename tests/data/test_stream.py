@@ -144,7 +144,7 @@ def test_a_restart_with_other_ranks_reads_each_record_once(corpus: Corpus, tmp_p
     assert second.positions(8) == {"all": 20 + 18}
     through = read(StreamSource(corpus, StreamPlan(num_shards=1)), range(38))
     assert tokens_of(before + after) == tokens_of(through)
-    found = audit(tmp_path, second.orders)
+    found = audit(tmp_path, second.orders.values())
     assert (found.problems, found.positions, found.repeated_steps, found.steps) == ([], {"all": 38}, 2, 8)
 
 
@@ -192,7 +192,7 @@ def test_kill_minus_nine_and_another_number_of_ranks(folder: Path, corpus: Corpu
         for step in range(state["step"], state["step"] + 6):
             for shard in rank.plan.shards or ():
                 rank(step, shard)
-    found = audit(tmp_path, {"all": corpus.order()})
+    found = audit(tmp_path, [corpus.order()])
     assert (found.problems, found.positions) == ([], {"all": 4 * state["step"] + 6 * 3})
     assert found.repeated_steps > 0, "the kill came between two checkpoints"
 
@@ -202,14 +202,20 @@ def test_the_audit_can_fail(corpus: Corpus, tmp_path: Path) -> None:
         (tmp_path / LEDGER).unlink(missing_ok=True)
         for step, start, end in readings:
             ledger = Ledger(tmp_path)
-            ledger.note(Reading(phase="p", step=step, kind="all", start=start, end=end, digest=digest))
-        return "; ".join(audit(tmp_path, {"all": corpus.order()}).problems)
+            about = {"order": corpus.order().key, "digest": digest} if digest else {}
+            ledger.note(Reading(phase="p", step=step, kind="all", start=start, end=end, **about))
+        return "; ".join(audit(tmp_path, [corpus.order()]).problems)
 
     assert problems((0, 0, 4), (1, 4, 8)) == ""
     assert problems((0, 0, 4), (1, 3, 8)) == "step 1 of p read positions 3 to 3 of all a second time"
     assert problems((0, 0, 4), (1, 6, 8)) == "step 1 of p: positions 4 to 5 of all were lost"
     assert problems((0, 0, 4), (2, 4, 8)) == "step 2 of p: steps 1 to 1 before it are missing"
     assert "read other records" in problems((0, 0, 4), digest="0" * 16)
+    ledger = Ledger(tmp_path / "phases")  # a second phase with another mixture has an order of its own
+    for phase, order in (("p", "1"), ("q", "2")):
+        ledger.note(Reading(phase=phase, step=0, kind="all", start=0, end=4, order=order))
+    phases = audit(tmp_path / "phases")
+    assert (phases.problems, phases.positions) == ([], {"all (1)": 4, "all (2)": 4})
     ledger = Ledger(tmp_path / "skips")
     for step in (0, 1, 4):
         ledger.note(Reading(phase="p", step=step, kind="all", start=4 * step, end=4 * step + 4))
@@ -225,7 +231,7 @@ def test_alternation_of_texts_and_pictures(corpus: Corpus, tmp_path: Path) -> No
     shows = [any(batch.packed.vision is not None for batch in read(source, range(step, step + 1))) for step in range(6)]
     assert shows == [False, False, True, False, False, True]
     assert source.positions(6) == {"texts": 8, "pictures": 4}
-    assert audit(tmp_path, source.orders).problems == []
+    assert audit(tmp_path, source.orders.values()).problems == []
     for step in range(40):
         expected = (
             sum(not alternation.shows_pictures(s) for s in range(step)),
@@ -268,6 +274,8 @@ def test_bad_documents_are_counted(folder: Path, tmp_path: Path, corpus: Corpus)
     made = corpus_of(folder, tmp_path, "mixed")
     assert len(made.bad) == 3
     assert made.describe()["documents"] == 2
+    dry = Corpus([path], made.encoding.encoder.processor, made.config, None, seed=0)
+    assert dry.describe() == made.describe(), "a dry run needs no folder"
     again = corpus_of(folder, tmp_path, "mixed")
     assert len(again.bad) == 3
     lines = (tmp_path / "bad-records.jsonl").read_text().splitlines()
