@@ -60,7 +60,7 @@ class SFTConfig:
         default_factory=lambda: ScheduleConfig(num_steps=300, warmup_ratio=0.03, decay_ratio=0.7, final_ratio=0.1)
     )
     router: RouterConfig = field(
-        default_factory=lambda: RouterConfig(bias_rate=0, orthogonal_weight=0, aux_weight=0, z_weight=0)
+        default_factory=lambda: RouterConfig(bias_rate=0.0, orthogonal_weight=0.0, aux_weight=0.0, z_weight=0.0)
     )
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(num_shards=1, processes=1))
     data: DataConfig = field(default_factory=lambda: DataConfig(token_budget=1600))
