@@ -5,6 +5,7 @@ Knows nothing about folders, processes or the command line.
 
 import copy
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def build(context: BuildContext) -> Assembly:
     if config.policy.advantage == "gae":
         generator = torch.Generator().manual_seed(config.seed)
         modules["critic"] = Critic(context.model.config.hidden_size, config.critic.hidden_size, generator)
-    rewards = RewardSystem(config.rewards)
+    rewards = _reward_system(context)
     data = load_policy_data(context, rewards, term)
     asker = Asker(
         config=config,
@@ -78,6 +79,13 @@ def build(context: BuildContext) -> Assembly:
         stateful={"policy": run},
     )
     return Assembly(modules=modules, stages=[stage], describe=describe(config, data))
+
+
+def _reward_system(context: BuildContext) -> RewardSystem:
+    """Every process takes all scores; the first one writes down answers that got none."""
+    if context.workers.rank == 0:
+        return RewardSystem(context.config.rewards, context.folder / "reward-events.jsonl")
+    return RewardSystem(replace(context.config.rewards, log_events=0))
 
 
 def objective(outputs: PolicyOutputs, batch: PolicyBatch, config: RLVRConfig, term: PairTermConfig | None) -> Loss:
