@@ -5,7 +5,8 @@ Knows nothing about records: positions alone.
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,16 +38,22 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LEDGER
-        self._last: tuple[str, int] | None = None
+        self._noted: tuple[str, int] | None = None  # by this process
+        read = [line for line in _lines(self.path) if "skipped" not in line] if self.path.is_file() else []
+        self._last = (read[-1]["phase"], read[-1]["step"]) if read else None
 
     def note(self, reading: Reading) -> None:
-        """A step that is about to be learnt. One that the last checkpoint does not have is noted again by the next run."""
-        if self._last == (reading.phase, reading.step):
+        """A step that is about to be learnt; one that a checkpoint lacks is noted again by the run that goes on from it.
+
+        Steps between the last one and this are noted as skipped: the trainer has left them out.
+        """
+        place = (reading.phase, reading.step)
+        if self._noted == place:
             return
         if self._last is not None and self._last[0] == reading.phase and reading.step > self._last[1] + 1:
             self._write({"skipped": True, "phase": reading.phase, "from": self._last[1] + 1, "to": reading.step})
         self._write(vars(reading))
-        self._last = (reading.phase, reading.step)
+        self._noted = self._last = place
 
     def _write(self, data: Mapping[str, Any]) -> None:
         try:
@@ -86,11 +93,7 @@ def audit(folder: Path, orders: Iterable[GlobalOrder] = ()) -> Audit:
     places: dict[tuple[str, int], int] = {}
     skipped: list[tuple[str, int, int]] = []
     repeated = 0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            data = json.loads(line)
-        except ValueError:
-            continue  # torn by a kill: its step was not learnt
+    for data in _lines(path):
         if data.pop("skipped", False):
             skipped.append((data["phase"], data["from"], data["to"]))
             continue
@@ -115,6 +118,13 @@ def audit(folder: Path, orders: Iterable[GlobalOrder] = ()) -> Audit:
         repeated_steps=repeated,
         problems=problems,
     )
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The entries; one that was torn by a kill is left out, as its step was not learnt."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 def _tile(live: list[Reading], skipped: list[tuple[str, int, int]]) -> tuple[list[str], dict[tuple[str, str], int]]:

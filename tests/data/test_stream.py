@@ -209,7 +209,7 @@ def test_the_audit_can_fail(corpus: Corpus, tmp_path: Path) -> None:
     assert problems((0, 0, 4), (1, 4, 8)) == ""
     assert problems((0, 0, 4), (1, 3, 8)) == "step 1 of p read positions 3 to 3 of all a second time"
     assert problems((0, 0, 4), (1, 6, 8)) == "step 1 of p: positions 4 to 5 of all were lost"
-    assert problems((0, 0, 4), (2, 4, 8)) == "step 2 of p: steps 1 to 1 before it are missing"
+    assert problems((1, 0, 4), (2, 4, 8)) == "step 1 of p: steps 0 to 0 before it are missing"
     assert "read other records" in problems((0, 0, 4), digest="0" * 16)
     ledger = Ledger(tmp_path / "phases")  # a second phase with another mixture has an order of its own
     for phase, order in (("p", "1"), ("q", "2")):
@@ -217,10 +217,12 @@ def test_the_audit_can_fail(corpus: Corpus, tmp_path: Path) -> None:
     phases = audit(tmp_path / "phases")
     assert (phases.problems, phases.positions) == ([], {"all (1)": 4, "all (2)": 4})
     ledger = Ledger(tmp_path / "skips")
-    for step in (0, 1, 4):
+    for step in (0, 1, 2, 1, 3, 5):  # the loss of step 2 jumps: back to 1 and over it; then killed, and on behind step 4
+        ledger = Ledger(tmp_path / "skips") if step == 5 else ledger
         ledger.note(Reading(phase="p", step=step, kind="all", start=4 * step, end=4 * step + 4))
     skipped = audit(tmp_path / "skips")
-    assert (skipped.problems, skipped.skipped) == ([], ["steps 2 to 3 of p"])
+    assert (skipped.problems, skipped.skipped) == ([], ["steps 2 to 2 of p", "steps 4 to 4 of p"])
+    assert (skipped.steps, skipped.repeated_steps) == (4, 2)
     with pytest.raises(DataError, match="does not exist; name the run folder"):
         audit(tmp_path / "none")
 
