@@ -29,7 +29,7 @@ class DataConfig:
     window        records among which packs are filled; more fills better and mixes lengths less.
     weighting     what a label counts: "token_balanced": 1 / tokens a step has room for; "mean": 1 / labels of the step;
                   "sample": each sequence of a step the same, its labels in equal parts.
-    weights       NAME=WEIGHT by source (a file's name up to its first dot), shares of the mixture; empty: every record once.
+    weights       NAME=WEIGHT by source (a file's name up to its first dot or the number of its part); empty: every record once.
     on_bad        "skip": a bad record is counted, logged and left out; "stop": it ends the run.
     workers       processes that read, decode and encode; 0: this one does. They change nothing but speed.
     prefetch      packs made ahead.

@@ -3,6 +3,7 @@
 Knows nothing about token ids.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,9 @@ from ernie45.data.formats.forms import AUTO, check_form, convert
 from ernie45.data.records import Document, Kind, Pair, Prompt, Record
 
 
+_PART = re.compile(r"[-_]\d{3,}([-_]of[-_]\d+)?$")
+
+
 class Found(NamedTuple):
     """A record and the name of its form."""
 
@@ -29,7 +33,7 @@ class Dataset:
 
     def __init__(self, paths: Sequence[Path | str], want: tuple[type, ...] = (), form: str = AUTO) -> None:
         """want: kinds of record that are of use (`Record`, `Pair`, ...), the first that a form can be read as is taken; ():
-        any. form: of all records; "auto": each by its keys. A record's source is its file's name up to the first dot.
+        any. form: of all records; "auto": each by its keys. A record's source is its file's `source_name`.
 
         DataError or ConfigError for a file that cannot be read at all; a bad record is found when it is read.
         """
@@ -91,8 +95,9 @@ class Dataset:
 
 
 def source_name(path: Path) -> str:
-    """web.part1.jsonl.gz -> web"""
-    return path.name.partition(".")[0]
+    """web.part1.jsonl.gz -> web; web-00003.tar, web-00003-of-00010.parquet -> web: numbered parts of one whole"""
+    name = path.name.partition(".")[0]
+    return _PART.sub("", name) or name
 
 
 def _with_source(record: Kind, source: str) -> Kind:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ernie45.config.errors import ConfigError, DataError
-from ernie45.data.dataset import Dataset
+from ernie45.data.dataset import Dataset, source_name
 from ernie45.data.records import Document, Pair, Prompt, Record
 from tests.data.formats.test_files import write_parquet, write_tar
 
@@ -263,6 +263,23 @@ def test_a_form_can_be_forced(tmp_path: Path) -> None:
         read(tmp_path, {"text": "t"}, form="openai")
     with pytest.raises(ConfigError, match=r"format \('opnai'\) must be one of .*; did you mean openai\?"):
         read(tmp_path, {"text": "t"}, form="opnai")
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("web.jsonl", "web"),
+        ("web.part1.jsonl.gz", "web"),
+        ("web-00003.tar", "web"),
+        ("web_00003-of-00010.parquet", "web"),
+        ("web-2024.jsonl", "web"),
+        ("web2.jsonl", "web2"),
+        ("part-12.jsonl", "part-12"),
+        ("2024.jsonl", "2024"),
+    ],
+)
+def test_numbered_parts_are_one_source(name: str, source: str) -> None:
+    assert source_name(Path("folder.x") / name) == source
 
 
 def test_several_files_are_one_set(tmp_path: Path) -> None:
