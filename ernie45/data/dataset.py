@@ -17,8 +17,7 @@ from ernie45.data.formats.files import RecordFile
 from ernie45.data.formats.forms import AUTO, check_form, convert
 from ernie45.data.records import Document, Kind, Pair, Prompt, Record
 
-
-_PART = re.compile(r"[-_]\d{3,}([-_]of[-_]\d+)?$")
+_PART = re.compile(r"[-_](\d{5,}|\d+[-_]of[-_]\d+)$")  # four digits may be a year
 
 
 class Found(NamedTuple):

@@ -272,7 +272,7 @@ def test_a_form_can_be_forced(tmp_path: Path) -> None:
         ("web.part1.jsonl.gz", "web"),
         ("web-00003.tar", "web"),
         ("web_00003-of-00010.parquet", "web"),
-        ("web-2024.jsonl", "web"),
+        ("web-2024.jsonl", "web-2024"),
         ("web2.jsonl", "web2"),
         ("part-12.jsonl", "part-12"),
         ("2024.jsonl", "2024"),
