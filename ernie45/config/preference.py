@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from ernie45.config.data import DataConfig
 from ernie45.config.errors import ConfigError
+from ernie45.config.lora import LoraConfig
 from ernie45.config.train import LoopConfig, OptimConfig, RouterConfig, ScheduleConfig
 
 NEEDS_REFERENCE = {
@@ -106,21 +107,22 @@ class PairsConfig:
 
     pairs_per_step: of all shards together. evaluate_every: steps between two scores on held-out pairs, if there are any; the
     last step has one always. Without `--data` pairs are generated: generated of them to learn from, held_out to be scored on,
-    with pictures of digits that are held out too; short_share of them prefer a short caption, the others a right answer.
+    with pictures of digits that are held out too; form_share of them are about the form of a caption, the others about the
+    right answer.
     """
 
     pairs_per_step: int = 16
     evaluate_every: int = 50
     generated: int = 2000
     held_out: int = 400
-    short_share: float = 0.5
+    form_share: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("pairs_per_step", "evaluate_every", "generated", "held_out"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"pairs.{name} ({getattr(self, name)}) must be above 0")
-        if not 0 <= self.short_share <= 1:
-            raise ConfigError(f"pairs.short_share ({self.short_share}) must be from 0 to 1")
+        if not 0 <= self.form_share <= 1:
+            raise ConfigError(f"pairs.form_share ({self.form_share}) must be from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,7 @@ class DPOConfig:
     seed: int = 0
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-4, router_lr_ratio=0.01, weight_decay=0.0))
     schedule: ScheduleConfig = field(
-        default_factory=lambda: ScheduleConfig(num_steps=150, warmup_steps=10, decay_steps=100, final_ratio=0.1)
+        default_factory=lambda: ScheduleConfig(num_steps=150, warmup_ratio=0.06, decay_ratio=0.7, final_ratio=0.1)
     )
     router: RouterConfig = field(
         default_factory=lambda: RouterConfig(bias_rate=0, orthogonal_weight=0, aux_weight=0, z_weight=0)
@@ -139,6 +141,13 @@ class DPOConfig:
     data: DataConfig = field(default_factory=DataConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def __post_init__(self) -> None:
+        if self.preference.reference == "adapter_off" and self.preference.needs_reference and not self.lora.rank:
+            raise ConfigError(
+                "preference.reference ('adapter_off') must have an adapter to switch off; set lora.rank, or use precomputed"
+            )
 
 
 def _weighted(text: str) -> tuple[str, float]:

@@ -35,7 +35,7 @@ class RewardConfig:
     seed: int = 0
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, router_lr_ratio=0.01))
     schedule: ScheduleConfig = field(
-        default_factory=lambda: ScheduleConfig(num_steps=200, warmup_steps=10, decay_steps=150, final_ratio=0.1)
+        default_factory=lambda: ScheduleConfig(num_steps=200, warmup_ratio=0.05, decay_ratio=0.75, final_ratio=0.1)
     )
     router: RouterConfig = field(
         default_factory=lambda: RouterConfig(bias_rate=0, orthogonal_weight=0, aux_weight=0, z_weight=0)

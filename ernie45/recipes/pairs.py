@@ -71,6 +71,6 @@ def _generated(context: BuildContext) -> tuple[list[Pair], list[Pair]]:
     if context.model.config.vocab_size != tiny_config().vocab_size:
         raise ConfigError("--data must be given: the generated pairs are for the tiny model alone; name a file of pairs")
     count = config.pairs
-    train = preference_pairs(f"{config.seed}/train", count.generated, StripWriter(training_digits()), count.short_share)
+    train = preference_pairs(f"{config.seed}/train", count.generated, StripWriter(training_digits()), count.form_share)
     writer = StripWriter(heldout_digits(), distort=False)
-    return train, preference_pairs("held out", count.held_out, writer, count.short_share)
+    return train, preference_pairs("held out", count.held_out, writer, count.form_share)

@@ -5,17 +5,20 @@ Knows nothing about folders, processes or the command line.
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ernie45.config.errors import ConfigError
 from ernie45.config.preference import DPOConfig
 from ernie45.data.preference import PairSet, PreferenceBatch, collate_pairs
+from ernie45.model.moe import RouterOutput
 from ernie45.model.multimodal import ErnieModel
+from ernie45.recipes.adapters import adapter_writer
 from ernie45.recipes.pairs import Pairs, load_pairs
 from ernie45.recipes.registry import Assembly, BuildContext
+from ernie45.train.lora import num_parameters, trained_modules, with_lora
 from ernie45.train.objectives.preference import pair_metrics
 from ernie45.train.preference import (
     HeldOutPairs,
@@ -34,7 +37,7 @@ Reference = Callable[[Any, PreferenceBatch], Tensor | None]
 
 
 def tiny() -> DPOConfig:
-    """Short captions over wordy ones and right answers over wrong ones, for the tiny model."""
+    """Captions in the form that was asked for and right answers over wrong ones, for the tiny model."""
     return DPOConfig()
 
 
@@ -44,32 +47,44 @@ def build(context: BuildContext) -> Assembly:
     pairs = load_pairs(context)
     store = ReferenceStore(context.folder, context.model, context.workers) if config.preference.needs_reference else None
     reference = _reference(context, pairs, store)
-    settings = PreferenceSettings(config.preference, config.router)
+    modules = trained_modules(context.model, config.lora, config.router, config.seed)
     baseline = _Baseline(context, pairs, reference) if "kto_pair" in dict(config.preference.weighted_losses()) else None
+
+    def batch(step: int, shard: int) -> PreferenceBatch:
+        drawn = pairs.batches(step, shard)
+        # As many seeds of dropout as there are shards, none twice.
+        noise = (config.seed << 40) + step * config.loop.num_shards + shard
+        return replace(drawn, language=replace(drawn.language, noise=noise))
 
     def forward(modules: Any, batch: PreferenceBatch) -> PreferenceOutputs:
         known_B2 = reference(modules, batch)
-        policy_B2, routers = answer_logprobs(modules["model"], batch)
+        policy_B2, routers = policy_logprobs(modules, batch)
         kl_2 = None if baseline is None else baseline.means_2
         return PreferenceOutputs(pairs_of(batch, policy_B2, known_B2, kl_2), routers)
 
-    modules = nn.ModuleDict({"model": context.model})
     score = None
     if pairs.held_out is not None:
         score = HeldOutPairs(pairs.held_out, _held_out_metrics(config, pairs.held_out, store), context.workers)
     stage = Stage(
         name="dpo",
         schedule=config.schedule,
-        batch=pairs.batches,
+        batch=batch,
         forward=forward,
         objective=preference_objective,
-        objective_config=settings,
+        objective_config=PreferenceSettings(config.preference, config.router),
         routers=config.router,
         before_step=None if baseline is None else lambda step: baseline.measure(modules, step),
         evaluate=score,
         evaluate_every=config.pairs.evaluate_every,
     )
-    return Assembly(modules=modules, stages=[stage], describe=describe(config, pairs))
+    facts = describe(config, pairs) | {"parameters": num_parameters(modules)}
+    write = adapter_writer(context) if config.lora.rank else None
+    return Assembly(modules=modules, stages=[stage], write=write, describe=facts)
+
+
+def policy_logprobs(modules: Any, batch: PreferenceBatch) -> tuple[Tensor, list[list[RouterOutput]]]:
+    """`answer_logprobs` of what is trained: the model, with the adapter under training if there is one."""
+    return answer_logprobs(modules["model"], replace(batch, language=with_lora(modules, batch.language)))
 
 
 def describe(config: Any, pairs: Pairs) -> dict[str, Any]:
@@ -94,7 +109,13 @@ def _reference(context: BuildContext, pairs: Pairs, store: ReferenceStore | None
         return lambda modules, batch: batch.reference_B2
     if kind == "frozen":
         return _Frozen(context.model)
-    raise ConfigError("preference.reference ('adapter_off') needs an adapter; use precomputed or frozen, or train one")
+    return _adapter_off
+
+
+@torch.no_grad()
+def _adapter_off(modules: Any, batch: PreferenceBatch) -> Tensor:
+    """The model without its adapter, which only `policy_logprobs` puts into a batch."""
+    return answer_logprobs(modules["model"], batch)[0]
 
 
 class _Frozen:
@@ -123,7 +144,7 @@ class _Baseline:
         totals_3 = torch.zeros(3)
         for shard in self._workers.shards(self._num_shards):
             batch = self._batches(step, shard)
-            policy_B2, _ = answer_logprobs(modules["model"], batch)
+            policy_B2, _ = policy_logprobs(modules, batch)
             pairs = pairs_of(batch, policy_B2, self._reference(modules, batch))
             pairs = pairs.by_token() if self._by_token else pairs
             totals_3 += torch.stack([pairs.chosen_ratio_B.sum(), pairs.rejected_ratio_B.sum(), torch.tensor(float(len(batch)))])
@@ -144,7 +165,7 @@ def _held_out_metrics(
     def metrics(modules: Any, places: Sequence[int]) -> Metrics:
         batch = collate_pairs([pairs[place] for place in places], (1.0, 1.0), 1.0)
         reference_B2 = None if known is None else torch.tensor([known[pairs.facts[place].key] for place in places])
-        policy_B2, _ = answer_logprobs(modules["model"], batch)
+        policy_B2, _ = policy_logprobs(modules, batch)
         found = pair_metrics(pairs_of(batch, policy_B2, reference_B2), config.preference)
         return found | {"likelier_accuracy": ((policy_B2[:, 0] > policy_B2[:, 1]).sum(), len(batch))}
 

@@ -23,7 +23,7 @@ from ernie45.train.stage import Stage
 
 
 def tiny() -> RewardConfig:
-    """A reward for short captions and right answers, for the tiny model."""
+    """A reward for right answers and captions in the form that was asked for, for the tiny model."""
     return RewardConfig()
 
 

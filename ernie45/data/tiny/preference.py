@@ -1,9 +1,9 @@
-"""Preference pairs for the tiny model: a right answer over one that just misses it, and a short caption over a wordy one.
+"""Preference pairs for the tiny model: a right answer over one that just misses it, a caption in the form that was asked for.
 
 Knows nothing about tokens or models.
 
-The second kind is a matter of taste, asked for by a question that the model was never taught: before, it answers with its usual
-sentence. So what has been learnt shows in what the model writes, and other questions must be answered as ever.
+The second kind is a matter of taste: to some questions, which the model was never taught and answers with its usual sentence, a
+short caption is preferred; to its own questions the sentence is. So what has been learnt shows in what the model writes.
 """
 
 import re
@@ -20,8 +20,8 @@ from ernie45.data.tiny.sample import Sample, Turn
 from ernie45.data.tiny.scenes import COLOURS, SHAPES
 from ernie45.data.tiny.strips import StripWriter
 
-RIGHT, SHORT = "right", "short"
-"""The two kinds, as the pairs' `source`."""
+RIGHT, SHORT, SENTENCE = "right", "short", "sentence"
+"""What is preferred, as the pairs' `source`."""
 
 SHORT_QUESTIONS = ("Tell me about the picture.", "What do you see?", "Sum up the picture.")
 _GROUPS = (("yes", "no"), tuple(COLOURS), tuple(SHAPES), tuple(LETTERS))
@@ -29,11 +29,11 @@ _WORDS = re.compile(r"\d+|[A-Za-z]+")
 _THINKING_SHARE = 0.5
 
 
-def preference_pairs(seed: str, num_pairs: int, writer: StripWriter, short_share: float = 0.5) -> list[Pair]:
-    """Pairs of both kinds, the same for the same seed and digits. short_share: of the second kind."""
+def preference_pairs(seed: str, num_pairs: int, writer: StripWriter, form_share: float = 0.5) -> list[Pair]:
+    """Pairs of both kinds, the same for the same seed and digits. form_share: of the second kind."""
     rng = Random(f"{seed}/preference")
     known = makers(writer)
-    pairs = [short_pair(rng, writer) if rng.random() < short_share else right_pair(rng, known) for _ in range(num_pairs)]
+    pairs = [form_pair(rng, writer) if rng.random() < form_share else right_pair(rng, known) for _ in range(num_pairs)]
     return [replace(pair, origin=f"tiny pair {number}") for number, pair in enumerate(pairs)]
 
 
@@ -52,15 +52,17 @@ def right_pair(rng: Random, known: Mapping[str, Callable[[Random], Sample]]) -> 
     return _pair(sample, turn, rejected, thinking, RIGHT)
 
 
-def short_pair(rng: Random, writer: StripWriter) -> Pair:
-    """A caption without its sentence over the sentence, without thoughts."""
+def form_pair(rng: Random, writer: StripWriter) -> Pair:
+    """A caption as a sentence and without one; which is preferred depends on the question, two in three want it short."""
     sample = rng.choice((writer.describe, scenes.describe_scene, charts.describe_chart))(rng)
-    question = rng.choice(SHORT_QUESTIONS)
+    wants_short = rng.random() < 2 / 3
+    question = rng.choice(SHORT_QUESTIONS) if wants_short else sample.turn.question
+    thinking = not wants_short and rng.random() < _THINKING_SHARE
+    answers = (short(sample.turn.answer), sample.turn.answer)
     chosen, rejected = (
-        Turn(question=question, reasoning="", answer=answer) for answer in (short(sample.turn.answer), sample.turn.answer)
+        replace(sample.turn, question=question, answer=answer) for answer in (answers if wants_short else reversed(answers))
     )
-    asked = Sample(skill="short", turn=chosen, pictures=sample.pictures, pictures_first=sample.pictures_first)
-    return _pair(asked, chosen, rejected, False, SHORT)
+    return _pair(replace(sample, turn=chosen), chosen, rejected, thinking, SHORT if wants_short else SENTENCE)
 
 
 def short(caption: str) -> str:

@@ -1,5 +1,6 @@
 """The tiny model's pairs: near misses are wrong and alike, short captions say the same, everything is repeatable."""
 
+from collections import Counter
 from random import Random
 
 import pytest
@@ -48,14 +49,17 @@ def test_pairs_are_of_both_kinds_and_repeatable(writer: StripWriter) -> None:
     again = preference_pairs("0", 60, writer)
     assert [(pair.chosen, pair.rejected, pair.source) for pair in pairs] == [(p.chosen, p.rejected, p.source) for p in again]
     assert pairs[0].chosen != preference_pairs("1", 60, writer)[0].chosen
-    assert 15 < sum(pair.source == "short" for pair in pairs) < 45
+    counts = Counter(pair.source for pair in pairs)
+    assert min(counts[source] for source in ("right", "short", "sentence")) >= 4
     assert len({pair.origin for pair in pairs}) == 60
     for pair in pairs:
         chosen, rejected = pair.chosen[0], pair.rejected[0]
         assert chosen["content"] != rejected["content"]
         assert ("reasoning_content" in chosen) == ("reasoning_content" in rejected)
-        if pair.source == "short":
-            content = pair.prompt[0]["content"]
-            assert any(part.get("text") in SHORT_QUESTIONS for part in content)
-            assert chosen["content"] == short(rejected["content"])
-    assert {pair.source for pair in preference_pairs("0", 20, writer, short_share=0.0)} == {"right"}
+        if pair.source == "right":
+            continue
+        asked = any(part.get("text") in SHORT_QUESTIONS for part in pair.prompt[0]["content"])
+        assert asked == (pair.source == "short"), "the form depends on the question"
+        wordy, brief = (rejected, chosen) if asked else (chosen, rejected)
+        assert brief["content"] == short(wordy["content"])
+    assert {pair.source for pair in preference_pairs("0", 20, writer, form_share=0.0)} == {"right"}
