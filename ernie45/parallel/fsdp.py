@@ -64,6 +64,7 @@ def shard_fully(modules: nn.ModuleDict, num_processes: int) -> Root:
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no product within a sum
     return root
 
 

@@ -6,7 +6,7 @@ Knows nothing about what a stage learns (`recipes.registry` names who does).
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,21 @@ from ernie45.config.errors import CheckpointError, ConfigError
 from ernie45.config.train import FREE_TO_CHANGE, to_dict, with_overrides
 from ernie45.model.multimodal import ErnieModel
 from ernie45.processor import Processor
+from ernie45.recipes.forecasting import forecast, is_preset, preset_forecast, tokens_of
 from ernie45.recipes.registry import STAGES, Assembly, BuildContext, load, recipe_config, stage_kind
 from ernie45.train.board import Board
+from ernie45.train.groups import group_table
 from ernie45.train.loop import Run, Trainer
+from ernie45.train.plan import lr_ratio
 from ernie45.train.progress import Progress
 from ernie45.train.stop import stop_on_signal
 from ernie45.train.storage import CHECKPOINT, write_atomically
-from ernie45.train.workers import Workers, started
+from ernie45.train.workers import Workers, started, torchrun_rank, torchrun_ranks
 
 RUN_FOLDER = "run"
 """Beside the model's files: checkpoint, metrics, settings."""
 SETTINGS = "settings.json"
-FREE_SETTINGS = tuple(f"config.loop.{name}" for name in FREE_TO_CHANGE)
+FREE_SETTINGS = (*(f"config.loop.{name}" for name in FREE_TO_CHANGE), "config.data.workers", "config.data.prefetch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,27 +72,44 @@ def resolve(request: Request) -> Any:
             raise ConfigError(f"--data ({path}) must be a file that exists; {request.stage} takes {kind.data}")
     config = recipe_config(request.stage, request.recipe)
     config = with_overrides(replace(config, seed=request.seed), dict(request.overrides))
-    return replace(config, loop=replace(config.loop, processes=request.processes))
+    ranks = torchrun_ranks()
+    if ranks and request.processes not in (1, ranks):
+        raise ConfigError(f"--processes ({request.processes}) must be left out under torchrun, which has started {ranks}")
+    return replace(config, loop=replace(config.loop, processes=ranks or request.processes))
 
 
 def describe(request: Request) -> dict[str, Any]:
-    """What a run would be, without starting it: settings, and the facts of the stage."""
+    """What a run would be, without starting it: settings, the facts of the stage, and what learns at which rate."""
     config = resolve(request)
+    if is_preset(request.model):
+        return {"stage": request.stage, "recipe": request.recipe, **preset_forecast(str(request.model), config)}
     assembly = build(request, config, Workers())
-    return {"stage": request.stage, "recipe": request.recipe, **dict(assembly.describe), "config": to_dict(config)}
+    parameters = dict(assembly.modules.named_parameters())
+    groups = {
+        stage.name: group_table(parameters, config.optim, lambda name, stage=stage: lr_ratio(stage, name))
+        for stage in assembly.stages
+    }
+    facts = {"stage": request.stage, "recipe": request.recipe, **dict(assembly.describe)}
+    phases = {name: phase["shard_tokens"] for name, phase in facts.get("phases", {}).items()}
+    tokens = {"": tokens_of(config, from_files=bool(request.data)), **phases}
+    needs = forecast(assembly.modules, assembly.stages, config, tokens)
+    return {**facts, "forecast": needs, "parameter_groups": groups, "config": to_dict(config)}
 
 
 def run(request: Request) -> bool:
     """Train into `out`, going on from its checkpoint. False if stopped before the end, after a checkpoint."""
     config = resolve(request)
     folder = request.out / RUN_FOLDER
-    if request.fresh:
-        shutil.rmtree(folder, ignore_errors=True)
     settings = settings_of(request, config)
-    _open_folder(folder, settings, request.accept_changes)
+    if torchrun_rank() == 0:  # before the processes meet, so that all find the folder as it shall be
+        if request.fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        _open_folder(folder, settings, request.accept_changes)
     torch.set_num_threads(1)
     fingerprint = None if request.accept_changes else _digest(settings)
     with started(config.loop.processes, _worker, request, config, fingerprint) as workers, stop_on_signal() as stop:
+        if workers.rank:
+            return _worker(workers, request, config, fingerprint, stop.is_set)
         assembly = build(request, config, workers)
         trainer = Trainer(assembly.modules, assembly.stages, config.loop, config.optim, workers)
         with Progress(trainer.num_steps) as progress, Board(folder) as board:
@@ -101,6 +121,8 @@ def run(request: Request) -> bool:
             state = Run(folder=folder, fingerprint=fingerprint, stop_requested=stop.is_set, on_step=on_step)
             finished = trainer.run(state)
     if finished:
+        if config.loop.export_average:
+            trainer.use_average()
         (assembly.write or _write_model(request))(trainer, request.out)
     return finished
 
@@ -166,11 +188,13 @@ def _write_model(request: Request) -> Any:
     return lambda trainer, out: write_model(trainer.model, source, out)
 
 
-def _worker(workers: Workers, request: Request, config: Any, fingerprint: str | None) -> None:
+def _worker(
+    workers: Workers, request: Request, config: Any, fingerprint: str | None, stop: Callable[[], bool] = lambda: False
+) -> bool:
     """What every process but the first does."""
     assembly = build(request, config, workers)
     trainer = Trainer(assembly.modules, assembly.stages, config.loop, config.optim, workers)
-    trainer.run(Run(folder=request.out / RUN_FOLDER, fingerprint=fingerprint))
+    return trainer.run(Run(folder=request.out / RUN_FOLDER, fingerprint=fingerprint, stop_requested=stop))
 
 
 def _open_folder(folder: Path, settings: dict[str, Any], accept_changes: bool) -> None:
@@ -191,13 +215,11 @@ def _open_folder(folder: Path, settings: dict[str, Any], accept_changes: bool) -
 
 
 def _digest(settings: dict[str, Any]) -> str:
-    text = json.dumps(settings, sort_keys=True)
+    settings = json.loads(json.dumps(settings))
     for name in FREE_SETTINGS:
         *groups, key = name.split(".")
-        data = json.loads(text)
-        place = data
+        place = settings
         for group in groups:
-            place = place[group]
+            place = place.get(group, {})
         place.pop(key, None)
-        text = json.dumps(data, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -7,7 +7,7 @@ jointly on whole texts, then supervised answers, with and without thoughts, whil
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from ernie45.train.progress import Progress
 from ernie45.train.stage import Stage
 from ernie45.train.stop import stop_on_signal
 from ernie45.train.storage import write_atomically
-from ernie45.train.workers import Workers, started
+from ernie45.train.workers import Workers, started, torchrun_rank, torchrun_ranks
 
 RUN_FOLDER = "run"
 """Beside the model's files: checkpoint, metrics, plots."""
@@ -71,17 +71,20 @@ def run(
     """
     config = TinyTrainConfig(seed=seed, loop=LoopConfig(processes=1))
     config = with_overrides(config, dict(overrides or {}))
-    return train_tiny(replace(config, loop=replace(config.loop, processes=processes)), out, fresh=fresh)
+    return train_tiny(replace(config, loop=replace(config.loop, processes=torchrun_ranks() or processes)), out, fresh=fresh)
 
 
 def train_tiny(config: TinyTrainConfig, out: Path, fresh: bool = False) -> bool:
     """The recipe with a config of your own; see `run`."""
     folder = out / RUN_FOLDER
-    if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
-    write_atomically(folder / "config.json", (json.dumps(to_dict(config), indent=2) + "\n").encode())
+    if torchrun_rank() == 0:  # before the processes meet, so that all find the folder as it shall be
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        write_atomically(folder / "config.json", (json.dumps(to_dict(config), indent=2) + "\n").encode())
     torch.set_num_threads(1)
     with started(config.loop.processes, train_worker, config, folder) as workers, stop_on_signal() as stop:
+        if workers.rank:
+            return train_worker(workers, config, folder, stop.is_set)
         trainer = build_trainer(config, workers)
         with Progress(trainer.num_steps) as progress, Board(folder) as board:
 
@@ -97,9 +100,10 @@ def train_tiny(config: TinyTrainConfig, out: Path, fresh: bool = False) -> bool:
     return finished
 
 
-def train_worker(workers: Workers, config: TinyTrainConfig, folder: Path) -> None:
+def train_worker(workers: Workers, config: TinyTrainConfig, folder: Path, stop: Callable[[], bool] = lambda: False) -> bool:
     """What every process but the first does."""
-    build_trainer(config, workers).run(Run(folder=folder, fingerprint=fingerprint(config)))
+    run = Run(folder=folder, fingerprint=fingerprint(config), stop_requested=stop)
+    return build_trainer(config, workers).run(run)
 
 
 def build_trainer(config: TinyTrainConfig, workers: Workers) -> Trainer:

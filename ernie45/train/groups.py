@@ -77,7 +77,7 @@ def group_table(
 ) -> list[dict[str, Any]]:
     """One row for each part of the model and way to treat it: the parameter groups of a stage, for `--dry-run`.
 
-    further_ratio: of a parameter in this stage, None: it does not train. lr is the peak at a schedule of peak 1.
+    further_ratio: of a parameter's rate in this stage, None: it does not train. lr is the highest of the stage.
     """
     kinds = kinds_of(parameters, config)
     rows: dict[tuple, dict[str, Any]] = {}

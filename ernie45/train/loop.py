@@ -77,6 +77,10 @@ class Trainer:
         sharded = config.shard == "full" and workers.num_processes > 1
         if sharded and any(stage.before_step is not None for stage in stages):
             raise ConfigError("loop.shard ('full') cannot be used where a stage generates answers itself; use loop.shard=none")
+        if config.export_average and not any(stage.keeps_average for stage in stages):
+            raise ConfigError(
+                "loop.export_average (True) needs a stage that keeps an average; this recipe has none, leave it out"
+            )
         self._shape = shape_of(modules) if sharded else None
         # A weight that no stage trains has no master copy, no moments and no place in checkpoints.
         masters = {
@@ -141,12 +145,9 @@ class Trainer:
         return None if self.average is None else self.optimizer.flat.by_name(self.average)
 
     def use_average(self) -> None:
-        """Put the averaged weights in the place of the last ones, when the run is over. ConfigError if no stage kept them."""
+        """Put the averaged weights in the place of the last ones, when the run is over."""
         average = self.averaged_state()
-        if average is None:
-            raise ConfigError(
-                "loop.export_average (True) needs a stage that keeps an average; this recipe has none, leave it out"
-            )
+        assert average is not None, "no stage keeps an average"
         parameters = dict(self.modules.named_parameters())
         with torch.no_grad():
             for name, value in average.items():

@@ -28,6 +28,12 @@ def group_of(stage: Stage, name: str) -> Group | None:
     return next((group for group in groups_of(stage) if group.trains(name)), None)
 
 
+def lr_ratio(stage: Stage, name: str) -> float | None:
+    """What a parameter's rate is multiplied by in a stage beside its schedule, or None if it does not learn there."""
+    group = group_of(stage, name)
+    return None if group is None else group.lr_ratio * stage.schedule.peak
+
+
 class StagePlan:
     """The plan of one stage. A group that rests in some steps has the stage's schedule over the steps in which it learns."""
 

@@ -78,8 +78,13 @@ def torchrun_ranks() -> int:
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
+def torchrun_rank() -> int:
+    """This process's place among those that torchrun has started; 0 if it was not torchrun."""
+    return int(os.environ["RANK"]) if torchrun_ranks() else 0
+
+
 @contextlib.contextmanager
-def started(num_processes: int, target: Callable[..., None], *args: Any) -> Iterator[Workers]:
+def started(num_processes: int, target: Callable[..., object], *args: Any) -> Iterator[Workers]:
     """Start the other processes, each calling target(workers, *args), and be rank 0 inside the context.
 
     They are told to end when the context is left by an exception, and end by themselves when this process is killed, as the
@@ -122,7 +127,7 @@ def _joined() -> Iterator[Workers]:
         dist.destroy_process_group()
 
 
-def _child(rank: int, num_processes: int, port: int, target: Callable[..., None], args: tuple) -> None:
+def _child(rank: int, num_processes: int, port: int, target: Callable[..., object], args: tuple) -> None:
     # Ctrl-C reaches every process of the terminal; rank 0 decides when to stop and tells the others within a step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

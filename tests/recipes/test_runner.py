@@ -92,6 +92,15 @@ def test_the_folder_of_other_settings_is_refused_and_says_what_differs(request_:
 def test_a_dry_run_starts_nothing(request_: runner.Request) -> None:
     facts = runner.describe(request_)
     assert (facts["stage"], facts["num_steps"], facts["config"]["optim"]["lr"]) == ("test", 3, 1e-3)
+    (router,) = [row for row in facts["parameter_groups"]["sums"] if row["group"] == "text routers"]
+    assert router == {
+        "group": "text routers",
+        "optimizer": "adamw",
+        "lr": 1e-3 * 0.4 * 0.4,
+        "weight_decay": 0.05,
+        "tensors": router["tensors"],
+        "parameters": router["parameters"],
+    }
     json.dumps(facts)
     assert not request_.out.exists()
 
