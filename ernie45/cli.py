@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from ernie45 import __version__
-from ernie45.commands import chat, convert, data, demo, evaluate, generate, info, report, run_batch, serve, train
+from ernie45.commands import chat, convert, data, demo, evaluate, generate, info, report, run_batch, sample, serve, train
 from ernie45.config.errors import Ernie45Error
 from ernie45.entrypoints.vllm_flags import VLLM_INSTEAD
 
@@ -41,6 +41,7 @@ COMMANDS = {
     "info": info,
     "convert": convert,
     "data": data,
+    "sample": sample,
     "train": train,
     "report": report,
     "eval": evaluate,
