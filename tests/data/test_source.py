@@ -109,7 +109,7 @@ def total_loss(model: ErnieModel, batches: list[LanguageBatch]) -> tuple[float, 
 def test_packed_loss_is_unpacked_loss_and_shards_do_not_matter(make: Callable[..., PackedSource], weighting: str) -> None:
     """8 packs as the 8 shards of a step; as one shard; and every sequence by itself."""
     model = load_model(TINY_FOLDER, dtype=torch.float32)
-    source = make(num_shards=8, weighting=weighting, token_budget=250)
+    source = make(num_shards=8, weighting=weighting, token_budget=120)
     value, grads = total_loss(model, [source(0, shard) for shard in range(8)])
     packs = [source.plan[number] for number in range(8)]
     weights = source._weights(packs)
