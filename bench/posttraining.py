@@ -117,59 +117,52 @@ def our_grpo(task: dict[str, Any]) -> float:
     return PROMPTS * GROUP_SIZE * len(entries) / sum(entry["cpu_seconds"] for entry in entries)
 
 
+KINDS = {"sft": (our_sft, "SFT, packed, tokens"), "grpo": (our_grpo, "GRPO end to end, answers")}
+
+
+def compare(kind: str, folder: Path, args: argparse.Namespace) -> tuple[dict[str, object], str]:
+    """One row of the table, and the peer's versions."""
+    measure, title = KINDS[kind]
+    task = {"kind": kind, "steps": args.steps, "token_budget": TOKEN_BUDGET, "prompts": PROMPTS, "group_size": GROUP_SIZE}
+    task |= {"max_tokens": MAX_TOKENS, "data": str(folder / f"{kind}.jsonl"), "model": str(folder / "native")}
+    task |= {"ours": str(folder / "ours")}
+    found: dict[str, list[float]] = {"theirs": [], "ours": []}
+    versions = ""
+    for index in range(args.runs):
+        peer = theirs(args.trl_python, task | {"out": str(folder / f"trl-{kind}-{index}")})
+        found["theirs"].append(peer["amount"] * len(peer["cpu"][1:]) / sum(peer["cpu"][1:]))
+        found["ours"].append(measure(task | {"out": str(folder / f"{kind}-{index}")}))
+        versions = f"trl {peer['trl']}, transformers {peer['transformers']}"
+    their, our = (statistics.median(found[side]) for side in ("theirs", "ours"))
+    row = {"what": f"{title} / CPU-s", "TRL": round(their, 2), "ernie45": round(our, 2), "ratio": round(our / their, 2)}
+    print(row, {side: [round(value, 2) for value in values] for side, values in found.items()})
+    return row, versions
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--trl-python", required=True, help="an interpreter that has torch, trl and datasets")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--only", choices=("sft", "grpo"), help="one of the two")
+    parser.add_argument("--only", choices=tuple(KINDS), help="one of the two")
     parser.add_argument("--dry-run", action="store_true", help="print the table, write no file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    kinds = {"sft": (our_sft, "SFT, packed, tokens"), "grpo": (our_grpo, "GRPO end to end, answers")}
-    rows, versions = [], {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_folder(folder)
         make_conversations(folder / "sft.jsonl", 400)
         make_prompts(folder / "grpo.jsonl", 200)
-        for kind, (measure, title) in kinds.items():
-            if args.only not in (None, kind):
-                continue
-            task = {
-                "kind": kind,
-                "steps": args.steps,
-                "token_budget": TOKEN_BUDGET,
-                "prompts": PROMPTS,
-                "group_size": GROUP_SIZE,
-            }
-            task |= {"max_tokens": MAX_TOKENS, "data": str(folder / f"{kind}.jsonl"), "model": str(folder / "native")}
-            task |= {"ours": str(folder / "ours")}
-            found: dict[str, list[float]] = {"theirs": [], "ours": []}
-            for index in range(args.runs):
-                peer = theirs(args.trl_python, task | {"out": str(folder / f"trl-{kind}-{index}")})
-                found["theirs"].append(peer["amount"] * len(peer["cpu"][1:]) / sum(peer["cpu"][1:]))
-                found["ours"].append(measure(task | {"out": str(folder / f"{kind}-{index}")}))
-                versions = {key: peer[key] for key in ("trl", "transformers")}
-            medians = {side: statistics.median(values) for side, values in found.items()}
-            rows.append(
-                {
-                    "what": f"{title} / CPU-s",
-                    "TRL": round(medians["theirs"], 2),
-                    "ernie45": round(medians["ours"], 2),
-                    "ratio": round(medians["ours"] / medians["theirs"], 2),
-                }
-            )
-            print(rows[-1], {side: [round(value, 2) for value in values] for side, values in found.items()})
+        found = [compare(kind, folder, args) for kind in KINDS if args.only in (None, kind)]
     if not args.dry_run:
         notes = [
-            f"trl {versions['trl']}, transformers {versions['transformers']} with `grouped_mm` experts; medians of {args.runs} "
-            f"runs of {args.steps} steps in turns, the first step left out",
+            f"{found[0][1]} with `grouped_mm` experts; medians of {args.runs} runs of {args.steps} steps in turns, the first step "
+            "left out",
             "model: the text side of the 34 M shape (`bench/shapes.py`), random weights, fp32, AdamW, one thread each",
             f"SFT: conversations of 40 to 600 tokens, packed to {TOKEN_BUDGET}, loss on all tokens, nothing recomputed",
             f"GRPO: {PROMPTS} prompts x {GROUP_SIZE} answers of {MAX_TOKENS} tokens; TRL with transformers' own generation",
         ]
-        print(write_result("posttraining", "Training against TRL", rows, notes=notes))
+        print(write_result("posttraining", "Training against TRL", [row for row, _ in found], notes=notes))
 
 
 if __name__ == "__main__":
