@@ -10,7 +10,7 @@ from ernie45.config.errors import DataError
 from ernie45.data.formats.chat import checked, conversation, openai, tools_of
 from ernie45.data.formats.files import Raw
 from ernie45.data.formats.media import media_part
-from ernie45.data.records import Messages, Pair, Record
+from ernie45.data.records import Document, Messages, Pair, Record
 
 _ROLES = {"mask": "user", "no_mask": "assistant"}
 
@@ -33,6 +33,12 @@ def text(raw: Raw) -> Record:
         messages += [{"role": "user", "content": question.strip()}, {"role": "assistant", "content": answer.strip()}]
     given = {"label": labels} if "label" in raw.data else {}
     return openai(raw._replace(data={**raw.data, "messages": messages, **given}))
+
+
+def document(raw: Raw) -> Document:
+    """{"tgt": [texts]} without src, as its files for pretraining have it."""
+    text = "\n".join(_texts(raw, "tgt"))
+    return Document(parts=({"type": "text", "text": text},), origin=raw.origin)
 
 
 def preference(raw: Raw) -> Pair:

@@ -40,6 +40,7 @@ FORMS: dict[str, Form] = {
     "erniekit-vl": Form(_has("text_info"), {Record: erniekit.vision}),
     "erniekit-dpo": Form(_has("src", "response"), {Pair: erniekit.preference}),
     "erniekit": Form(_has("src", "tgt"), {Record: erniekit.text}),
+    "erniekit-pt": Form(lambda data: "tgt" in data and "src" not in data, {Document: erniekit.document}),
     "pairs": Form(lambda data: "chosen" in data and "rejected" in data, {Pair: pairs.preference}),
     "prompts": Form(prompts.is_prompt, {Prompt: prompts.verifiable, Record: _question_and_answer}),
     "openai": Form(_has("messages"), {Record: chat.openai}),

@@ -208,6 +208,7 @@ def test_documents(tmp_path: Path) -> None:
     assert read(tmp_path, {"text": "all of it"}) == Document(
         parts=({"type": "text", "text": "all of it"},), source="set", origin=f"{tmp_path}/set.jsonl:1"
     )
+    assert read(tmp_path, {"tgt": ["all of it"]}).parts == ({"type": "text", "text": "all of it"},)
     mixed = read(tmp_path, {"content": [{"type": "text", "text": "a"}, {"type": "image", "image": "red.png"}]})
     assert mixed.parts == ({"type": "text", "text": "a"}, picture)
     assert read(tmp_path, {"text": "shown", "images": ["red.png"]}).parts[0] == picture
