@@ -89,7 +89,7 @@ def activation_bytes(model: ModelConfig, loop: LoopConfig, shard: Shard) -> int:
                    4 E + 32 A bytes of routing
     tower block    11 W + 3 I; resampler: 8 of its merged width a visual token
     head           one chunk of logits, gradients of its rows and of the output embedding
-    Recomputation keeps D a block and one block whole; "routing" adds attention's output and the routing.
+    Recomputation keeps D (W) a block and one block whole; "routing" adds attention's output and the routing.
     """
     size = _FP32 if loop.precision == "fp32" else _BF16
     width, heads = model.hidden_size, model.num_heads * model.head_dim
@@ -110,15 +110,20 @@ def activation_bytes(model: ModelConfig, loop: LoopConfig, shard: Shard) -> int:
         saved = shard.tokens * width * size + (shard.tokens * heads * size if loop.recompute == "routing" else 0)
         decoder = model.num_layers * saved + attention + max(moe if num_moe else 0, dense if num_dense else 0)
         decoder += num_moe * routing if loop.recompute == "routing" else 0
-    return decoder + _vision_bytes(model, shard, size) + _head_bytes(model, shard, size)
+    return decoder + _vision_bytes(model, loop, shard, size) + _head_bytes(model, shard, size)
 
 
-def _vision_bytes(model: ModelConfig, shard: Shard, size: int) -> int:
+def _vision_bytes(model: ModelConfig, loop: LoopConfig, shard: Shard, size: int) -> int:
     if model.vision is None:
         return 0
     vision = model.vision
     merged = vision.hidden_size * vision.spatial_merge_size**2
-    tower = shard.patches * vision.depth * (11 * vision.hidden_size + 3 * vision.intermediate_size) * size
+    block = shard.patches * (11 * vision.hidden_size + 3 * vision.intermediate_size) * size
+    tower = vision.depth * block
+    if loop.recompute != "none":
+        tower = (
+            vision.depth if loop.recompute == "full" else 2 * vision.depth
+        ) * shard.patches * vision.hidden_size * size + block
     return tower + shard.patches * vision.patch_dim * _FP32 + shard.vision_tokens * 8 * merged * size
 
 
