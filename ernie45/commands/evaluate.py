@@ -8,10 +8,11 @@ import json
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ernie45.commands.arguments import one_of, real_number, whole_number
+from ernie45.commands.arguments import add_engine, engine_config, one_of, real_number, whole_number
 from ernie45.config.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--samples", type=whole_number(1, 1000), default=1, metavar="N", help="answers a question (1)")
     how.add_argument("--pass-at", default="", metavar="KS", help="also pass@k, for these k by comma")
     how.add_argument("--max-tokens", type=whole_number(1), metavar="N", help="of an answer (96; with --data 2048)")
+    add_engine(parser)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     shown.add_argument("--markdown", action="store_true", help="print the table as Markdown")
@@ -145,12 +147,13 @@ def _answerers(args: argparse.Namespace) -> "Iterator[Answerer]":
     from ernie45.data.chat_api import ChatApi
     from ernie45.evals.answerers import EngineAnswerer, ServerAnswerer
 
+    engine = replace(engine_config(args), max_num_seqs=64, max_num_batched_tokens=4096)
     if args.server:
         yield ServerAnswerer(ChatApi(args.server, args.server_model, args.key_env, timeout=600.0))
     else:
-        yield EngineAnswerer.load(args.model)
+        yield EngineAnswerer.load(args.model, engine)
     if args.against:
-        yield EngineAnswerer.load(args.against)
+        yield EngineAnswerer.load(args.against, engine)
 
 
 def _check_asked(args: argparse.Namespace, result: "Result") -> None:
@@ -183,7 +186,12 @@ def _show(args: argparse.Namespace, tasks: "list[Task]", results: "list[Result]"
 def _run_lm_eval(args: argparse.Namespace) -> None:
     from ernie45.evals.lm_eval import LmEval, run_lm_eval
 
-    wanted = LmEval(tasks=args.lm_eval, chat=args.lm_eval_chat, options=tuple(shlex.split(args.lm_eval_options)))
+    wanted = LmEval(
+        tasks=args.lm_eval,
+        chat=args.lm_eval_chat,
+        options=tuple(shlex.split(args.lm_eval_options)),
+        serve=("--device", args.device, *(("--dtype", args.dtype) if args.dtype else ())),
+    )
     served = ""
     if args.server:
         from ernie45.data.chat_api import ChatApi

@@ -66,10 +66,10 @@ class EngineAnswerer:
         self._llm, self._processor = llm, processor
 
     @classmethod
-    def load(cls, model: str | Path) -> "EngineAnswerer":
-        """A folder, or `tiny`. CheckpointError or ConfigError if it cannot be loaded."""
+    def load(cls, model: str | Path, config: EngineConfig | None = None) -> "EngineAnswerer":
+        """A folder, or `tiny`; 64 answers at a time by default. CheckpointError or ConfigError if it cannot be loaded."""
         folder = resolve_model(model)
-        llm = LLM.load(folder, EngineConfig(max_num_seqs=64, max_num_batched_tokens=4096))
+        llm = LLM.load(folder, config or EngineConfig(max_num_seqs=64, max_num_batched_tokens=4096))
         return cls(llm, Processor.from_dir(folder), str(model), llm.model.config.vision is not None)
 
     def answer(self, conversations: Sequence[Messages], thinking: bool, sampling: Sampling) -> list[list[Said]]:

@@ -30,11 +30,13 @@ _START_SECONDS = 600.0
 @dataclass(frozen=True, kw_only=True)
 class LmEval:
     """tasks: their names, by comma. chat: over /chat/completions with the model's template, for tasks that let it write; else
-    over /completions, which also gives log-probabilities of choices. options: further ones of lm-eval's command."""
+    over /completions, which also gives log-probabilities of choices. options: further ones of lm-eval's command. serve: of
+    `ernie45 serve`, for the server that is started."""
 
     tasks: str
     chat: bool = False
     options: tuple[str, ...] = ()
+    serve: tuple[str, ...] = ()
 
 
 def find_command() -> str:
@@ -58,18 +60,18 @@ def run_lm_eval(model: str, wanted: LmEval, url: str = "", served: str = "") -> 
     if url:
         return _judge(command, wanted, url.rstrip("/"), served, str(resolve_model(model)) if model else "")
     folder = str(resolve_model(model))
-    with our_server(folder) as address:
+    with our_server(folder, wanted.serve) as address:
         return _judge(command, wanted, address, Path(folder).name, folder)
 
 
 @contextmanager
-def our_server(folder: str) -> Iterator[str]:
-    """The address (up to /v1) of a server for a model folder, as long as the context lasts."""
+def our_server(folder: str, options: Sequence[str] = ()) -> Iterator[str]:
+    """The address (up to /v1) of a server for a model folder, as long as the context lasts. options: of `ernie45 serve`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     name = Path(folder).name
-    flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name, "--quiet"]
+    flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name, "--quiet", *options]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "ernie45.cli", "serve", folder, *flags], stdout=log, stderr=subprocess.STDOUT

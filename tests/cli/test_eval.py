@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from ernie45 import cli
+from ernie45.config.engine import EngineConfig
 from ernie45.evals import answerers
 
 
 def test_tables_json_and_markdown(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["eval", "tiny", "--num", "2", "--seed", "2", "--tasks", "arithmetic", "--thinking", "on"]
+    words = ["eval", "tiny", "--num", "2", "--seed", "2", "--tasks", "arithmetic", "--thinking", "on", "--dtype", "float32"]
     assert cli.main(words) == 0
     table = capsys.readouterr().out
     assert "text: arithmetic" in table
@@ -64,6 +65,7 @@ def test_ones_own_file_with_a_reward(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["tiny", "--lm-eval-options", "--limit 2"], "must go with --lm-eval"),
         (["tiny", "--thinking", "maybe"], "must be one of both, on, off"),
         (["/nowhere"], "/nowhere"),
+        (["tiny", "--num", "1", "--device", "warp"], "device ('warp')"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,8 +83,9 @@ def test_picture_tasks_of_a_model_without_vision(monkeypatch: pytest.MonkeyPatch
     """Skipped with the reason, unless asked for by name."""
     original = answerers.EngineAnswerer.load
 
-    def blind(model: str) -> answerers.EngineAnswerer:
-        answerer = original(model)
+    def blind(model: str, config: EngineConfig) -> answerers.EngineAnswerer:
+        assert config.max_num_seqs == 64
+        answerer = original(model, config)
         answerer.sees_pictures = False
         return answerer
 
