@@ -4,7 +4,7 @@ Knows nothing about files or stages. Works on modules on any device, "meta" too,
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +60,6 @@ def memory_forecast(
     kinds = kinds_of(trained, optim)
     matrices = {name: parameter for name, parameter in trained.items() if kinds[name].muon}
     muon = sum(parameter.numel() for parameter in matrices.values())
-    alike = Counter[tuple[int, ...]]()
-    for parameter in matrices.values():
-        alike[tuple(parameter.shape[-2:])] += parameter.numel()
     num_trained = sum(parameter.numel() for parameter in trained.values())
     num_all = sum(parameter.numel() for parameter in parameters.values())
     parts = loop.processes if loop.shard == "full" else 1
@@ -75,9 +72,17 @@ def memory_forecast(
     }
     work = {
         "activations": activation_bytes(model, loop, shard),
-        "update": (muon + 8 * max(alike.values(), default=0)) * _FP32 // parts,
+        "update": (muon + 8 * _most_alike(matrices.values())) * _FP32 // parts,
     }
     return {**found, **work, "total": sum(found.values()) + max(work.values())}
+
+
+def _most_alike(matrices: Iterable[Tensor]) -> int:
+    """Parameters in the largest set of matrices of one shape."""
+    alike = Counter[tuple[int, ...]]()
+    for parameter in matrices:
+        alike[tuple(parameter.shape[-2:])] += parameter.numel()
+    return max(alike.values(), default=0)
 
 
 def activation_bytes(model: ModelConfig, loop: LoopConfig, shard: Shard) -> int:
