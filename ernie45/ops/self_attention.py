@@ -23,6 +23,10 @@ _KERNELS = Kernels(
     },
 )
 
+# An operator of torch's, so that what decides about recomputation can see it and keep its results.
+_OPERATORS = torch.library.Library("ernie45", "FRAGMENT")
+_OPERATORS.define("attention_forward(Tensor qkv, Tensor rotations, int[] heads, int[] cu_seqlens) -> (Tensor, Tensor)")
+
 
 class Heads(NamedTuple):
     """Query heads H and KV heads J of a projection with rows q | k | v, (H + 2 J) K wide."""
@@ -95,24 +99,37 @@ def rotated(qkv_TW: Tensor, rotations: Tensor, heads: Heads) -> tuple[Tensor, Te
     return q_THK, k_TJK, v_TJK
 
 
+def _sizes(heads: Sequence[int], head_dim: int, cu_seqlens: Sequence[int]) -> tuple:
+    """What the kernels take behind the tensors."""
+    return (*heads, head_dim, torch.tensor(cu_seqlens), len(cu_seqlens) - 1, 1, torch.get_num_threads())
+
+
+def _forward(qkv_TW: Tensor, rotations: Tensor, heads: Sequence[int], cu_seqlens: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Attention [T, H K] and the logarithms of its sums [T, H]."""
+    num_heads, num_kv_heads = heads
+    num_tokens, head_dim = len(qkv_TW), 2 * rotations.shape[-1]
+    # The kernel believes them.
+    assert cu_seqlens[0] == 0, cu_seqlens
+    assert cu_seqlens[-1] == num_tokens == len(rotations), (cu_seqlens, num_tokens, len(rotations))
+    assert all(start <= end for start, end in itertools.pairwise(cu_seqlens)), cu_seqlens
+    assert qkv_TW.shape[1] == (num_heads + 2 * num_kv_heads) * head_dim, (qkv_TW.shape, heads, head_dim)
+    out_TW = qkv_TW.new_empty(num_tokens, num_heads * head_dim)
+    logsums_TH = torch.empty(num_tokens, num_heads)
+    sizes = _sizes(heads, head_dim, cu_seqlens)
+    _KERNELS.call("ernie_attention_forward", KINDS[qkv_TW.dtype], qkv_TW, rotations, *sizes, out_TW, logsums_TH)
+    return out_TW, logsums_TH
+
+
+_OPERATORS.impl("attention_forward", _forward, "CPU")
+
+
 class _CompiledSelfAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv_TW: Tensor, rotations: Tensor, heads: Heads, cu_seqlens: Sequence[int]) -> Tensor:
         qkv_TW, rotations = qkv_TW.contiguous(), rotations.contiguous()
-        num_tokens, head_dim = len(qkv_TW), 2 * rotations.shape[-1]
-        # The kernel believes them.
-        assert cu_seqlens[0] == 0, cu_seqlens
-        assert cu_seqlens[-1] == num_tokens == len(rotations), (cu_seqlens, num_tokens, len(rotations))
-        assert all(start <= end for start, end in itertools.pairwise(cu_seqlens)), cu_seqlens
-        assert qkv_TW.shape[1] == (heads.num_heads + 2 * heads.num_kv_heads) * head_dim, (qkv_TW.shape, heads, head_dim)
-        borders = torch.tensor(cu_seqlens)
-        sizes = (*heads, head_dim, borders, len(borders) - 1, 1, torch.get_num_threads())
-        out_TW = qkv_TW.new_empty(num_tokens, heads.num_heads * head_dim)
-        logsums_TH = torch.empty(num_tokens, heads.num_heads)
-        kind = KINDS[qkv_TW.dtype]
-        _KERNELS.call("ernie_attention_forward", kind, qkv_TW, rotations, *sizes, out_TW, logsums_TH)
+        out_TW, logsums_TH = torch.ops.ernie45.attention_forward(qkv_TW, rotations, heads, cu_seqlens)
         ctx.save_for_backward(qkv_TW, rotations, out_TW, logsums_TH)
-        ctx.sizes = sizes
+        ctx.sizes = _sizes(heads, 2 * rotations.shape[-1], cu_seqlens)
         return out_TW
 
     @staticmethod

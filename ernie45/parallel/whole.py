@@ -4,6 +4,7 @@ Knows nothing about training.
 """
 
 import copy
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,11 @@ def shape_of(modules: nn.ModuleDict) -> nn.ModuleDict:
     return copy.deepcopy(modules, memo)  # type: ignore[arg-type]
 
 
-def whole_tensors(modules: nn.ModuleDict, known: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters and buffers by name, whole and on the host; `known` ones are taken as they are. Every process must call it."""
+def whole_tensors(modules: nn.ModuleDict, leave_out: Collection[str]) -> dict[str, Tensor]:
+    """Parameters but for some, and buffers, by name, whole and on the host. Every process must call it."""
     tensors = dict(modules.named_buffers())
     for name, parameter in modules.named_parameters():
-        if name in known:
-            tensors[name] = known[name]
-        else:
+        if name not in leave_out:
             tensors[name] = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
     return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
 

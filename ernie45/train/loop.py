@@ -95,7 +95,7 @@ class Trainer:
         self.average: Tensor | None = None
         self.step = 0  # over all stages
         self.skipped: dict[int, str] = {}  # step -> why it was left out
-        self._whole: dict[str, Any] | None = None  # the last checkpoint's state, where parameters are dealt out
+        self._whole_average: dict[str, Tensor] | None = None  # where parameters were dealt out, when the run is over
         self._guard = Guard(config.spike_mads, config.spike_window)
         self._log: MetricsLog | None = None
         self._stall = 0.0  # seconds of the last checkpoint, until they are logged
@@ -139,10 +139,10 @@ class Trainer:
 
     def averaged_state(self) -> dict[str, Tensor] | None:
         """The averaged weights of all modules by name; None if no stage kept them. Where parameters are dealt out: on rank 0,
-        as they were at the last checkpoint, which every run ends with."""
-        if self._whole is not None:
-            return self._whole["average"]
-        return None if self.average is None else self.optimizer.flat.by_name(self.average)
+        when the run is over."""
+        if self.average is None or self._shape is not None:
+            return self._whole_average
+        return self.optimizer.flat.by_name(self.average)
 
     def use_average(self) -> None:
         """Put the averaged weights in the place of the last ones, when the run is over."""
@@ -210,7 +210,6 @@ class Trainer:
         state = self.state_dict() | {"fingerprint": run.fingerprint}
         if self.workers.rank == 0:
             saver.save(state)
-            self._whole = state if self.optimizer.flat.sharded else None
         return time.perf_counter() - started
 
     def _rewind(self, run: Run, saver: Saver, why: str) -> None:
@@ -252,10 +251,13 @@ class Trainer:
         """Modules as they were before they were dealt out, on rank 0."""
         if self._shape is None:
             return
-        known = {} if self._whole is None else self._whole["parameters"]
-        tensors = whole_tensors(self.modules, known)
+        flat = self.optimizer.flat
+        parameters = flat.state_dict()
+        others = whole_tensors(self.modules, {span.name for span in flat.spans})
+        if self.average is not None:
+            self._whole_average = flat.by_name(self.average)
         if self.workers.rank == 0:
-            self.modules = fill(self._shape, tensors)
+            self.modules = fill(self._shape, parameters | others)
             model = self.modules["model"]
             assert isinstance(model, ErnieModel)
             self.model = model

@@ -6,6 +6,7 @@ Usage: python small_run.py FOLDER PROCESSES [STEPS_BEFORE_SLOW]. Knows nothing a
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,8 +28,8 @@ from conftest import batches_of, small_config
 FINAL = "final.pt"
 
 
-def trainer(workers: Workers, processes: int = 1, checkpoint_seconds: float = 1e9) -> Trainer:
-    """Three steps of digits, then nine of language; two shards a step."""
+def trainer(workers: Workers, processes: int = 1, checkpoint_seconds: float = 1e9, **settings: Any) -> Trainer:
+    """Three steps of digits, then nine of language; two shards a step. settings: of the loop."""
     torch.set_num_threads(1)
     model = ErnieModel(small_config())
     generator = torch.Generator().manual_seed(0)
@@ -53,7 +54,8 @@ def trainer(workers: Workers, processes: int = 1, checkpoint_seconds: float = 1e
         routers=RouterConfig(bias_rate=0.01),
         keeps_average=True,
     )
-    config = LoopConfig(num_shards=2, processes=processes, ema_decay=0.8, checkpoint_seconds=checkpoint_seconds)
+    common = {"num_shards": 2, "processes": processes, "ema_decay": 0.8, "checkpoint_seconds": checkpoint_seconds}
+    config = LoopConfig(**{**common, **settings})
     modules = nn.ModuleDict({"model": model})
     return Trainer(modules, [vision, language], config, OptimConfig(lr=0.02), workers)
 

@@ -35,8 +35,8 @@ def word_counts(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
 
 def sight_forward(model: ErnieModel, counts_CV: Tensor, batch: SightBatch) -> SightOutputs:
     """Tower and resampler; the logit of a name is the product with the sum of its embeddings."""
-    names_CD = counts_CV @ model.embed_tokens.weight.detach()
-    return SightOutputs(model.encode_vision(batch.vision) @ names_CD.T)
+    names_CD = counts_CV @ model.embed_tokens.weight.detach().float()
+    return SightOutputs(model.encode_vision(batch.vision).float() @ names_CD.T)
 
 
 def sight_loss(outputs: SightOutputs, batch: SightBatch, config: object = None) -> Loss:
