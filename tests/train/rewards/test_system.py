@@ -169,7 +169,7 @@ def test_functions_in_processes() -> None:
     """A judge of one's own: what it returns, and that nothing it does reaches the trainer."""
     messages = [{"role": "user", "content": [{"type": "text", "text": "four"}, {"type": "image_url", "image_url": {}}]}]
     answers = ["abc", "raise", "decline", "nan", "hang", "die", "", "ab"]
-    with RewardSystem(RewardsConfig(spec=f'function(at="{OWN}", timeout=1.5, workers=2)')) as system:
+    with RewardSystem(RewardsConfig(spec=f'function(at="{OWN}", timeout=3, workers=2)')) as system:
         rewards = system.score([Graded(answer=answer, thoughts="secret", messages=messages) for answer in answers])
         again = system.score([Graded(answer="x")])
     events = ["", "raised_key_error", "declined", "not_finite", "timeout", "worker_died", "", ""]
@@ -181,7 +181,7 @@ def test_functions_in_processes() -> None:
 
 
 def test_a_pattern_that_never_ends_is_an_event() -> None:
-    with RewardSystem(RewardsConfig(spec=r'regex(pattern="^(a+)+$", timeout=0.5)')) as system:
+    with RewardSystem(RewardsConfig(spec=r'regex(pattern="^(a+)+$", timeout=2)')) as system:
         rewards = system.score([Graded(answer="aaa"), Graded(answer="a" * 60 + "b"), Graded(answer="b")])
     assert [score.value for score in rewards.scores] == [1.0, None, 0.0]
     assert rewards.scores[1].event == "timeout"

@@ -95,7 +95,7 @@ def check_sandbox() -> None:
             "and seccomp; train where these are, or leave the reward code out"
         )
     try:
-        ran = run_program(_PROBE, "", Limits())
+        ran = run_program(_PROBE, "", Limits(wall=120.0))
     except OSError as error:
         raise ConfigError(
             f"the code sandbox cannot confine programs here ({error}); it needs Linux 5.13 or later with Landlock and seccomp, "

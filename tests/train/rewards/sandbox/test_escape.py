@@ -12,7 +12,7 @@ from ernie45.train.rewards.sandbox import confine
 from ernie45.train.rewards.sandbox.run import Limits, Ran, check_sandbox, run_program, run_tests
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
-LIMITS = Limits(cpu=1, wall=30.0, memory=128)
+LIMITS = Limits(cpu=1, wall=120.0, memory=128)
 
 
 def run(code: str, stdin: str = "", limits: Limits = LIMITS) -> Ran:
@@ -151,7 +151,7 @@ def test_other_numbers_of_calls_end_the_program() -> None:
 )
 def test_what_runs_over_is_ended(code: str, ended: str, says: str) -> None:
     # Threads have stacks of 8 MiB, files are many at once: room for both, so that the watch is what ends these.
-    limits = Limits(cpu=1, wall=30.0, memory=1024) if ended == "threads" else LIMITS
+    limits = Limits(cpu=1, wall=120.0, memory=1024) if ended == "threads" else LIMITS
     ran = run(code if ended != "files" else code.replace("open(str(n), 'w')", "open(str(n), 'w').close()"), limits=limits)
     assert ran.ended == ended
     assert ran.code != 0
@@ -189,7 +189,7 @@ thread = threading.Thread(target=main)
 thread.start()
 thread.join()
 """
-    ran = run(code, "3\n1 2 3\n", Limits(cpu=2, wall=30.0))
+    ran = run(code, "3\n1 2 3\n", Limits(cpu=2, wall=120.0))
     assert (ran.ended, ran.code, ran.stdout) == ("exit", 0, "6 5000 e3b0 True 语\n"), ran.stderr
 
 
@@ -247,7 +247,7 @@ TESTS = {
 
 def test_tests_by_assert_cannot_be_bent() -> None:
     """The program sees arguments, never expected values, and its objects decide nothing."""
-    verdicts, ran = run_tests(CHEATS, list(TESTS), Limits(cpu=3, wall=60.0), candidate="right")
+    verdicts, ran = run_tests(CHEATS, list(TESTS), Limits(cpu=3, wall=120.0), candidate="right")
     assert dict(zip(TESTS, [verdict.split(":")[0] for verdict in verdicts], strict=True)) == TESTS
     assert ran.ended == "exit"
 
