@@ -112,9 +112,9 @@ class PairsConfig:
     """
 
     pairs_per_step: int = 16
-    evaluate_every: int = 50
+    evaluate_every: int = 60
     generated: int = 2000
-    held_out: int = 400
+    held_out: int = 200
     form_share: float = 0.5
 
     def __post_init__(self) -> None:
@@ -130,9 +130,9 @@ class DPOConfig:
     """Preference training. The routers' upkeep is off, as in supervised tuning."""
 
     seed: int = 0
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-4, router_lr_ratio=0.01, weight_decay=0.0))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, router_lr_ratio=0.01, weight_decay=0.0))
     schedule: ScheduleConfig = field(
-        default_factory=lambda: ScheduleConfig(num_steps=150, warmup_ratio=0.06, decay_ratio=0.7, final_ratio=0.1)
+        default_factory=lambda: ScheduleConfig(num_steps=120, warmup_ratio=0.06, decay_ratio=0.7, final_ratio=0.1)
     )
     router: RouterConfig = field(
         default_factory=lambda: RouterConfig(bias_rate=0, orthogonal_weight=0, aux_weight=0, z_weight=0)

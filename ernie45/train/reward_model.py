@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ernie45.checkpoint import load_model, resolve_model
 from ernie45.checkpoint.tensor_file import OpenFiles, make_header, read_header
@@ -57,7 +58,8 @@ def new_reward_head(hidden_size: int, seed: int) -> nn.Linear:
 
 def rewards_of(hidden_TD: Tensor, head: nn.Module, rows_R: Tensor) -> Tensor:
     """fp32 [R]: the head on these rows of the last hidden states."""
-    return head(hidden_TD.index_select(0, rows_R).float())[:, 0]
+    # fp32 also where the step's weights are bf16: rewards are compared, and their differences are small.
+    return F.linear(hidden_TD.index_select(0, rows_R).float(), head.get_parameter("weight").float())[:, 0]
 
 
 def reward_forward(modules: Mapping[str, Any] | nn.ModuleDict, batch: PreferenceBatch) -> RewardOutputs:
