@@ -127,7 +127,7 @@ class StreamPlan:
 
     phase: a name for the ledger. num_shards: contexts of a step. shards: those that this process asks for; None: all.
     alternation: of steps of texts and steps with pictures, each with an order of its own; None: one order of everything.
-    start: position in each order by kind where the first step begins.
+    num_steps: of the phase, for those that follow it.
     """
 
     phase: str = "pretrain"
@@ -135,7 +135,7 @@ class StreamPlan:
     context_records: int = 1
     shards: tuple[int, ...] | None = None
     alternation: Alternation | None = None
-    start: Mapping[str, int] | None = None
+    num_steps: int = 0
 
 
 class StreamSource:
@@ -145,10 +145,17 @@ class StreamSource:
     """
 
     def __init__(
-        self, corpus: Corpus, plan: StreamPlan, orders: Mapping[str, GlobalOrder] | None = None, ledger: Ledger | None = None
+        self,
+        corpus: Corpus,
+        plan: StreamPlan,
+        orders: Mapping[str, GlobalOrder] | None = None,
+        ledger: Ledger | None = None,
+        follows: "StreamSource | None" = None,
     ) -> None:
-        """orders: by kind; None: those of the corpus's weights. ledger: of the one process that keeps it."""
-        self.corpus, self.plan, self._ledger = corpus, plan, ledger
+        """orders: by kind; None: those of the corpus's weights. ledger: of the one process that keeps it. follows: the phase
+        before; an order that it, or one before it, has read goes on where they have left it.
+        """
+        self.corpus, self.plan, self._ledger, self._follows = corpus, plan, ledger, follows
         kinds: tuple[StreamKind, ...] = ("texts", "pictures") if plan.alternation else ("all",)
         self.orders = dict(orders) if orders is not None else {kind: corpus.order(kind) for kind in kinds}
         if corpus.config.block_records % plan.context_records:
@@ -156,7 +163,7 @@ class StreamSource:
                 f"context_records ({plan.context_records}) must divide data.block_records ({corpus.config.block_records})"
             )
         self._base_step = 0
-        self._base = {kind: (plan.start or {}).get(kind, 0) for kind in kinds}
+        self._base: dict[str, int] | None = None  # None: where the phase before ends, which a restart may still change
         self._next_step = 0
         fetch = Fetch(corpus.encoding, corpus.store)
         self._loader: Loader[tuple[Piece, ...], list[Labelled | Bad]] = Loader(
@@ -186,21 +193,30 @@ class StreamSource:
 
     def positions(self, step: int) -> dict[str, int]:
         """Where each order is at the beginning of a step."""
+        base = self._base
+        if base is None:
+            base = {kind: self._follows.end_of(order) if self._follows else 0 for kind, order in self.orders.items()}
         per_step = self.plan.num_shards * self.plan.context_records
         if self.plan.alternation is None:
-            return {"all": self._base["all"] + (step - self._base_step) * per_step}
+            return {"all": base["all"] + (step - self._base_step) * per_step}
         now, before = (self.plan.alternation.steps_before(at) for at in (step, self._base_step))
-        kinds = ("texts", "pictures")
-        return {kind: self._base[kind] + (now[i] - before[i]) * per_step for i, kind in enumerate(kinds)}
+        return {kind: base[kind] + (now[i] - before[i]) * per_step for i, kind in enumerate(("texts", "pictures"))}
+
+    def end_of(self, order: GlobalOrder) -> int:
+        """Where an order is once this phase and those before it are over."""
+        for kind, own in self.orders.items():
+            if own.key == order.key:
+                return self.positions(self.plan.num_steps)[kind]
+        return self._follows.end_of(order) if self._follows else 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The next step and its positions."""
-        return {"step": self._next_step, "positions": self.positions(self._next_step)}
+        """The next step and its positions; nothing before the phase has begun."""
+        return {"step": self._next_step, "positions": self.positions(self._next_step)} if self._next_step else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on there, however the steps before were read."""
-        self._base_step = self._next_step = state["step"]
-        self._base = dict(state["positions"])
+        self._base_step = self._next_step = state.get("step", 0)
+        self._base = dict(state["positions"]) if state else None
 
     def close(self) -> None:
         """End the workers."""

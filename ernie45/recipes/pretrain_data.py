@@ -67,8 +67,8 @@ def from_files(context: BuildContext, phases: list[PhaseConfig]) -> tuple[list[P
     config: PretrainConfig = context.config
     corpus = Corpus(context.data, context.processor, config.data, context.folder, config.seed)
     orders: dict[tuple[StreamKind, tuple[str, ...]], GlobalOrder] = {}
-    reached: dict[tuple[StreamKind, tuple[str, ...]], int] = {}
     found = []
+    source: StreamSource | None = None
     for phase in phases:
         if phase.learns == "sight":
             raise ConfigError(f"phases.{phase.name}.learns ('sight') is for the built-in data alone; use language with --data")
@@ -76,11 +76,9 @@ def from_files(context: BuildContext, phases: list[PhaseConfig]) -> tuple[list[P
         for kind in kinds:
             if (kind, phase.mixture) not in orders:
                 orders[kind, phase.mixture] = _order(corpus, kind, phase)
-        plan = _plan(context, phase, {kind: reached.get((kind, phase.mixture), 0) for kind in kinds})
+        plan = _plan(context, phase)
         ledger = Ledger(context.folder) if context.workers.rank == 0 else None
-        source = StreamSource(corpus, plan, {kind: orders[kind, phase.mixture] for kind in kinds}, ledger)
-        for kind, position in source.positions(phase.schedule.num_steps).items():
-            reached[kind, phase.mixture] = position  # type: ignore[index]
+        source = StreamSource(corpus, plan, {kind: orders[kind, phase.mixture] for kind in kinds}, ledger, follows=source)
         found.append(PhaseData(source, {"data": source}, config.data.record_tokens * plan.context_records))
     return found, {"data": [str(path) for path in context.data], "corpus": corpus.describe()}
 
@@ -110,7 +108,7 @@ def _order(corpus: Corpus, kind: StreamKind, phase: PhaseConfig) -> GlobalOrder:
     return corpus.order(kind, (Part(weights=chosen),) if chosen else None)
 
 
-def _plan(context: BuildContext, phase: PhaseConfig, start: Mapping[str, int]) -> StreamPlan:
+def _plan(context: BuildContext, phase: PhaseConfig) -> StreamPlan:
     config: PretrainConfig = context.config
     records, rest = divmod(phase.context or config.data.record_tokens, config.data.record_tokens)
     if rest:
@@ -127,5 +125,5 @@ def _plan(context: BuildContext, phase: PhaseConfig, start: Mapping[str, int]) -
         context_records=records,
         shards=tuple(context.workers.shards(num_shards)),
         alternation=Alternation(**steps) if alternates else None,
-        start=start,
+        num_steps=phase.schedule.num_steps,
     )

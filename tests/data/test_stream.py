@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -146,6 +147,32 @@ def test_a_restart_with_other_ranks_reads_each_record_once(corpus: Corpus, tmp_p
     assert tokens_of(before + after) == tokens_of(through)
     found = audit(tmp_path, second.orders.values())
     assert (found.problems, found.positions, found.repeated_steps, found.steps) == ([], {"all": 38}, 2, 8)
+
+
+def test_phases_follow_each_other_over_a_restart(corpus: Corpus, tmp_path: Path) -> None:
+    """The first phase goes on with other shards at its last step but one; the later ones begin where it really ends."""
+
+    def phases(num_shards: int) -> list[StreamSource]:
+        alternation, ledger = Alternation(text_steps=1, picture_steps=1), Ledger(tmp_path)
+        other = GlobalOrder(corpus.counts("all"), [Part(weights={"web": 1})], seed=0, block=4)
+        plan = StreamPlan(num_shards=num_shards, num_steps=4, phase="a")
+        orders = {kind: corpus.order(kind) for kind in ("texts", "pictures")}
+        a = StreamSource(corpus, plan, {"all": other}, ledger)
+        b = StreamSource(corpus, replace(plan, phase="b", alternation=alternation), orders, ledger, follows=a)
+        c = StreamSource(corpus, replace(plan, phase="c"), {"all": other}, ledger, follows=b)
+        return [a, b, c, StreamSource(corpus, replace(plan, phase="d", alternation=alternation), orders, ledger, follows=c)]
+
+    before, after = phases(2), phases(3)
+    read(before[0], range(3))
+    states = [json.loads(json.dumps(source.state_dict())) for source in before]
+    assert states[1:] == [{}] * 3
+    read(before[0], range(3, 4))
+    for source, state in zip(after, states, strict=True):
+        source.load_state_dict(state)
+        read(source, range(source.state_dict().get("step", 0), 4))
+    found = audit(tmp_path, [order for source in after for order in source.orders.values()])
+    assert found.problems == []
+    assert list(found.positions.values()) == [3 * 2 + 3 + 4 * 3, 12, 12]
 
 
 PROGRAM = """
