@@ -221,7 +221,7 @@ def look(x):
     frame, found = sys._getframe(), []
     while frame: found.append(str(frame.f_locals)); frame = frame.f_back
     found += [str(o) for o in gc.get_objects() if isinstance(o, (str, dict, list))]
-    return "".join(["47", "11"]) in "".join(found)
+    return "".join(["quo", "kka"]) in "".join(found)
 """
 TESTS = {
     "assert right(1) == 2": "passed",
@@ -237,7 +237,7 @@ TESTS = {
     "try:\n    bad(1)\nexcept ValueError:\n    pass\nelse:\n    assert False": "passed",
     "assert candidate(2) == 3": "passed",
     "def check(f):\n    assert f(1.5) == 2.5\ncheck(right)": "passed",
-    "assert not look(1) and 4711": "passed",
+    "assert not look(1) and 'quokka'": "passed",
     "assert right(lambda: 1)": "unsupported",
     "assert missing(1) == 1": "failed",
     "assert vanish(1) == 4": "failed",
