@@ -156,8 +156,8 @@ def main() -> None:
         found = [compare(kind, folder, args) for kind in KINDS if args.only in (None, kind)]
     if not args.dry_run:
         notes = [
-            f"{found[0][1]} with `grouped_mm` experts; medians of {args.runs} runs of {args.steps} steps in turns, the first step "
-            "left out",
+            f"{found[0][1]} with `grouped_mm` experts; medians of {args.runs} runs of {args.steps} steps in turns, the first "
+            "step left out",
             "model: the text side of the 34 M shape (`bench/shapes.py`), random weights, fp32, AdamW, one thread each",
             f"SFT: conversations of 40 to 600 tokens, packed to {TOKEN_BUDGET}, loss on all tokens, nothing recomputed",
             f"GRPO: {PROMPTS} prompts x {GROUP_SIZE} answers of {MAX_TOKENS} tokens; TRL with transformers' own generation",
