@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ernie45.config.model import ModelConfig
 from ernie45.model.cache import CacheStep
+from ernie45.model.linear import Linear
 from ernie45.model.lora import AdapterRows, add_low_rank
 from ernie45.ops import decode
 from ernie45.ops.self_attention import Heads, attend_pages, rotated, self_attention
@@ -19,8 +20,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         rows = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, rows, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
+        self.qkv_proj = Linear(config.hidden_size, rows, bias=False)
+        self.o_proj = Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
 
     def forward(
         self,

@@ -9,6 +9,7 @@ from ernie45.config.model import ModelConfig
 from ernie45.model.attention import SelfAttention
 from ernie45.model.batch import PackedBatch
 from ernie45.model.cache import CacheStep
+from ernie45.model.linear import Linear
 from ernie45.model.moe import FeedForward, HeterogeneousMoE, RouterOutput
 from ernie45.model.norm import RMSNorm
 
@@ -52,7 +53,7 @@ class MTPModule(nn.Module):
         super().__init__()
         self.emb_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.hidden_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.linear_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.linear_proj = Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.block = DecoderBlock(config, layer, is_moe=False)
 
     def forward(

@@ -8,14 +8,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ernie45.config.model import ExpertPoolConfig, Modality, ModelConfig
 from ernie45.model.batch import PackedBatch, PoolRows
+from ernie45.model.linear import Linear
 from ernie45.model.lora import AdapterRows, add_low_rank, changes, expert_adapters
-from ernie45.ops import decode
+from ernie45.ops import decode, matmul
+from ernie45.ops.feed_forward import feed_forward
 from ernie45.ops.low_rank import ExpertAdapter, Routed, moe_ffn_adapted
 from ernie45.ops.moe import count_experts, moe_ffn, route
+from ernie45.ops.rows import join_rows, split_rows
 from ernie45.ops.swiglu import swiglu
 
 
@@ -37,19 +39,19 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden_size: int, ffn_size: int) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(hidden_size, 2 * ffn_size, bias=False)
-        self.down_proj = nn.Linear(ffn_size, hidden_size, bias=False)
+        self.gate_up_proj = Linear(hidden_size, 2 * ffn_size, bias=False)
+        self.down_proj = Linear(ffn_size, hidden_size, bias=False)
 
     def forward(self, x_TD: Tensor, adapters: tuple[AdapterRows, ...] = ()) -> Tensor:
         if changes(self.gate_up_proj, adapters) or changes(self.down_proj, adapters):
             return self._adapted(x_TD, adapters)
         if decode.serves(x_TD):
             return decode.ffn(x_TD, self.gate_up_proj.weight, self.down_proj.weight)
-        return self.down_proj(swiglu(self.gate_up_proj(x_TD)))
+        return feed_forward(x_TD, self.gate_up_proj.weight, self.down_proj.weight)
 
     def _adapted(self, x_TD: Tensor, adapters: tuple[AdapterRows, ...]) -> Tensor:
         """The compiled kernel is both products in one, so with something to add between them they run one by one."""
-        linear = decode.linear if decode.serves(x_TD) else F.linear
+        linear = decode.linear if decode.serves(x_TD) else matmul.linear
         gate_up_TG = add_low_rank(linear(x_TD, self.gate_up_proj.weight), x_TD, self.gate_up_proj, adapters)
         hidden_TF = swiglu(gate_up_TG)
         return add_low_rank(linear(hidden_TF, self.down_proj.weight), hidden_TF, self.down_proj, adapters)
@@ -150,21 +152,45 @@ class HeterogeneousMoE(nn.Module):
 
     def forward(self, x_TD: Tensor, batch: PackedBatch) -> tuple[Tensor, list[RouterOutput]]:
         """x [T, D] -> ([T, D], one RouterOutput a pool). batch says which rows each pool serves."""
-        out_TD: Tensor | None = None
-        routers = []
-        for modality, pool in self.pools.items():
-            rows = batch.text_rows if modality == "text" else batch.vision_rows
-            replay_RA = None if batch.experts_TLA is None else _take(batch.experts_TLA[:, self.place], rows)
-            adapters = expert_adapters(pool, rows.index_R, len(x_TD), batch.adapters)
-            y_RD, router_output = pool(_take(x_TD, rows), replay_RA, adapters)
+        rows = [batch.text_rows if modality == "text" else batch.vision_rows for modality in self.pools]
+        inputs = _deal(x_TD, rows)
+        outputs, routers = [], []
+        for pool, its_rows, x_RD in zip(self.pools.values(), rows, inputs, strict=True):
+            replay_RA = None if batch.experts_TLA is None else _take(batch.experts_TLA[:, self.place], its_rows)
+            adapters = expert_adapters(pool, its_rows.index_R, len(x_TD), batch.adapters)
+            y_RD, router_output = pool(x_RD, replay_RA, adapters)
+            outputs.append(y_RD)
             routers.append(router_output)
-            out_TD = _put(out_TD, y_RD, rows, x_TD)
-        assert out_TD is not None, "a MoE layer has at least one pool"
+        out_TD = _collect(outputs, rows, x_TD)
         return (out_TD if self.shared is None else out_TD + self.shared(x_TD, batch.adapters)), routers
 
 
 def _take(x_TD: Tensor, rows: PoolRows) -> Tensor:
     return x_TD if rows.index_R is None else x_TD.index_select(0, rows.index_R)
+
+
+def _dealt_out(rows: Sequence[PoolRows], num_rows: int) -> list[Tensor] | None:
+    """The pools' index lists, if there are rows for each and every row has its pool."""
+    lists = [its.index_R for its in rows if its.index_R is not None and its.count]
+    return lists if len(lists) == len(rows) and sum(its.count for its in rows) == num_rows else None
+
+
+def _deal(x_TD: Tensor, rows: Sequence[PoolRows]) -> Sequence[Tensor]:
+    """Each pool's rows of x."""
+    index_Rs = _dealt_out(rows, len(x_TD)) if torch.is_grad_enabled() else None
+    return [_take(x_TD, its) for its in rows] if index_Rs is None else split_rows(x_TD, index_Rs)
+
+
+def _collect(outputs: Sequence[Tensor], rows: Sequence[PoolRows], x_TD: Tensor) -> Tensor:
+    """Each pool's output at its rows; zeros in rows of x that no pool serves."""
+    index_Rs = _dealt_out(rows, len(x_TD)) if torch.is_grad_enabled() else None
+    if index_Rs is not None:
+        return join_rows(outputs, index_Rs)
+    out_TD: Tensor | None = None
+    for y_RD, its in zip(outputs, rows, strict=True):
+        out_TD = _put(out_TD, y_RD, its, x_TD)
+    assert out_TD is not None, "a MoE layer has at least one pool"
+    return out_TD
 
 
 def _put(out_TD: Tensor | None, y_RD: Tensor, rows: PoolRows, like_TD: Tensor) -> Tensor | None:

@@ -16,6 +16,7 @@ from ernie45.config.model import ModelConfig
 from ernie45.model.batch import PackedBatch, VisionBatch
 from ernie45.model.cache import CacheStep
 from ernie45.model.decoder import DecoderBlock, MTPModule
+from ernie45.model.linear import Linear
 from ernie45.model.lora import AdapterRows, add_low_rank
 from ernie45.model.moe import ExpertPool, Router, RouterOutput
 from ernie45.model.norm import RMSNorm
@@ -59,7 +60,7 @@ class ErnieModel(nn.Module):
             DecoderBlock(config, layer, is_moe=config.is_moe_layer(layer)) for layer in range(config.num_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
         self.vision_model = VisionTower(config.vision) if config.vision is not None else None
         self.resampler_model = Resampler(config) if config.vision is not None else None
         # A prediction module has its own keys and values, after those of the layers.

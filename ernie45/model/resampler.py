@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ernie45.config.model import ModelConfig
+from ernie45.model.linear import Linear
 from ernie45.model.lora import AdapterRows, add_low_rank
 from ernie45.model.norm import RMSNorm
 
@@ -20,8 +21,8 @@ class MergeMLP(nn.Module):
 
     def __init__(self, input_size: int, size: int, eps: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(input_size, size)
-        self.fc2 = nn.Linear(size, size)
+        self.fc1 = Linear(input_size, size)
+        self.fc2 = Linear(size, size)
         self.ln = nn.LayerNorm(size, eps=eps)
 
     def forward(self, x: Tensor, adapters: tuple[AdapterRows, ...] = ()) -> Tensor:
@@ -40,7 +41,7 @@ class Resampler(nn.Module):
         merged = vision.hidden_size * self.merge**2
         self.spatial_linear = MergeMLP(merged, merged, vision.norm_eps)
         self.temporal_linear = MergeMLP(merged * vision.temporal_merge_size, merged, vision.norm_eps)
-        self.mlp = nn.Linear(merged, config.hidden_size)
+        self.mlp = Linear(merged, config.hidden_size)
         self.after_norm = RMSNorm(config.hidden_size, config.norm_eps)
 
     def forward(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ernie45.config.model import VisionConfig
+from ernie45.model.linear import Linear
 from ernie45.model.lora import AdapterRows, add_low_rank
 from ernie45.ops.attention import packed_attention
 from ernie45.ops.rope import rotate_halves, vision_rope_table
@@ -25,7 +26,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embed = nn.Linear(config.patch_dim, config.hidden_size, bias=False)
+        self.patch_embed = Linear(config.patch_dim, config.hidden_size, bias=False)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.ln = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
 
@@ -70,8 +71,8 @@ class VisionAttention(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self, x_PD: Tensor, rope: tuple[Tensor, Tensor], cu_seqlens: list[int], adapters: tuple[AdapterRows, ...] = ()
@@ -88,8 +89,8 @@ class VisionMLP(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x_PD: Tensor, adapters: tuple[AdapterRows, ...] = ()) -> Tensor:
         z_PF = add_low_rank(self.fc1(x_PD), x_PD, self.fc1, adapters)

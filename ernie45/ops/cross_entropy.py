@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ernie45.ops import rowwise
+from ernie45.ops.matmul import product
 from ernie45.ops.native import KINDS
 
 CHUNK_ELEMENTS = 2**22
@@ -96,21 +97,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         right_R = torch.empty(num_rows, dtype=torch.bool, device=hidden_RD.device)
         hidden_grad_RD = torch.empty_like(hidden_RD) if wants_hidden else None
         # Summed in fp32: a bf16 sum over chunks would lose the small ones.
-        head_grad_VD = torch.zeros_like(head_VD, dtype=torch.float32) if wants_head else None
+        summed = head_VD.dtype == torch.float32 and num_rows > 0  # by the products themselves, the first of which begins
+        make = torch.empty_like if summed else torch.zeros_like
+        head_grad_VD = make(head_VD, dtype=torch.float32) if wants_head else None
         buffer = torch.empty(min(chunk, num_rows), vocab, dtype=hidden_RD.dtype, device=hidden_RD.device)
         for start in range(0, num_rows, chunk):
             rows = slice(start, min(start + chunk, num_rows))
             hidden_CD = hidden_RD[rows]
-            logits_CV = torch.mm(hidden_CD, head_VD.T, out=buffer[: len(hidden_CD)])
+            logits_CV = product(hidden_CD, head_VD.T, buffer[: len(hidden_CD)])
             weights_C = row_weights_R[rows]
             losses_R[rows], right_R[rows], grad_CV = softmax_rows(logits_CV, labels_R[rows], weights_C, wants_gradient)
             if grad_CV is None:
                 continue
             if hidden_grad_RD is not None:
-                torch.mm(grad_CV, head_VD, out=hidden_grad_RD[rows])
+                product(grad_CV, head_VD, hidden_grad_RD[rows])
             if head_grad_VD is not None:
-                if head_VD.dtype == torch.float32:
-                    head_grad_VD.addmm_(grad_CV.T, hidden_CD)
+                if summed:
+                    product(grad_CV.T, hidden_CD, head_grad_VD, add=start > 0)
                 else:
                     head_grad_VD += grad_CV.T @ hidden_CD
         ctx.save_for_backward(hidden_grad_RD, head_grad_VD)

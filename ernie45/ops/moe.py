@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ernie45.ops import decode
+from ernie45.ops.feed_forward import experts_ffn
+from ernie45.ops.feed_forward import serves as serves_experts
+from ernie45.ops.matmul import linear
 from ernie45.ops.swiglu import swiglu
 
 FEW_ROWS = 128
@@ -42,7 +45,7 @@ def route(
     if replay_RA is None and decode.serves(x_RD):
         return Routing(*decode.route(x_RD, weight_ED, bias_E, num_active, norm_min))
     with torch.autocast(x_RD.device.type, enabled=False):
-        logits_RE = F.linear(x_RD.float(), weight_ED)
+        logits_RE = linear(x_RD.float(), weight_ED)
         probabilities_RE = logits_RE.softmax(-1)
         experts_RA = (probabilities_RE.detach() + bias_E).topk(num_active, dim=-1).indices
         if replay_RA is not None:
@@ -75,6 +78,8 @@ def moe_ffn(
         return decode.moe_ffn(x_RD, gate_up_EGD, down_EDF, experts_RA, weights_RA)
     if x_RD.device.type == "cpu" and not torch.is_grad_enabled() and experts_RA.numel() <= FEW_ROWS:
         return _moe_ffn_few_rows(x_RD, gate_up_EGD, down_EDF, experts_RA, weights_RA)
+    if serves_experts(x_RD, gate_up_EGD, down_EDF, experts_RA.numel()):
+        return experts_ffn(x_RD, gate_up_EGD, down_EDF, experts_RA, weights_RA, counts_E)
     order_S = experts_RA.flatten().argsort(stable=True)
     offsets_E = counts_E.cumsum(0, dtype=torch.int32)
     # Row s of the sorted block is copy order_S[s] of token order_S[s] // A.

@@ -41,9 +41,11 @@ class Kernels:
 
     @property
     def available(self) -> bool:
-        """Whether they are compiled; the first question compiles them."""
+        """Whether they are compiled and made for this processor; the first question compiles them."""
         if not self._looked:
             found = library(self._name)
+            if found and not all(hasattr(found, function) for function in self._signatures):
+                found = None  # it leaves out what this processor cannot do
             for function, letters in self._signatures.items() if found else ():
                 getattr(found, function).argtypes = [_TYPES[letter] for letter in letters]
                 getattr(found, function).restype = None

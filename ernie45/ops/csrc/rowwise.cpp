@@ -7,24 +7,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "rows.h"
 #include "threads.h"
-#include "vectors.h"
 
 namespace {
-
-constexpr int WIDTH = LANES;  // the loops below run over whole vectors; a rest shorter than one goes through a padded copy
-
-// Vectors of a row of n elements, the last one padded with zeros
-template <class T> vec at(const T* row, int i, int n) {
-    if (i + WIDTH <= n) return load(row + i);
-    float rest[WIDTH] = {};
-    for (int k = i; k < n; ++k) rest[k - i] = widen(row[k]);
-    return load(rest);
-}
-template <class T> void put(T* row, int i, int n, vec v) {
-    if (i + WIDTH <= n) return store(row + i, v);
-    for (int k = i; k < n; ++k) narrow(v[k - i], row[k]);
-}
 
 float inverse_rms(vec squares, int d, float eps) { return 1.0f / std::sqrt(total(squares) / d + eps); }
 
@@ -56,25 +42,6 @@ template <class T> void norm_back(const T* x, const T* w, const T* g, int d, flo
         put(dx, i, d, scale * (grad * at(w, i, d) - normed * mean));
         put(dw, i, d, at(dw, i, d) + grad * normed);
     }
-}
-
-// gate_up [2 f] -> silu(gate) * up * scale
-template <class T> void swiglu(const T* gate_up, int f, float scale, T* y) {
-    for (int i = 0; i < f; i += WIDTH) {
-        vec gate = at(gate_up, i, f);
-        put(y, i, f, gate * sigmoid(gate) * at(gate_up + f, i, f) * scale);
-    }
-}
-
-template <class T> float swiglu_back(const T* gate_up, const T* g, int f, float scale, T* gate_up_grad) {
-    vec product = {};
-    for (int i = 0; i < f; i += WIDTH) {
-        vec gate = at(gate_up, i, f), up = at(gate_up + f, i, f), grad = at(g, i, f), s = sigmoid(gate), silu = gate * s;
-        product += grad * silu * up;
-        put(gate_up_grad, i, f, grad * up * scale * (s + silu * (1.0f - s)));
-        put(gate_up_grad + f, i, f, grad * silu * scale);
-    }
-    return total(product);
 }
 
 // logits [v] -> weight * (softmax - one-hot) in their place; returns the loss, unweighted
