@@ -5,15 +5,16 @@ Knows nothing about tasks, judges or intervals (`evals`, `train.rewards`).
 
 import argparse
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ernie45.commands.arguments import add_engine, engine_config, one_of, real_number, whole_number
-from ernie45.config.errors import ConfigError, DataError
+from ernie45.config.errors import ConfigError, DataError, StorageError
 
 if TYPE_CHECKING:
     from ernie45.evals.answerers import Answerer
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
 
     settings = _settings(args)
     with ExitStack() as stack:
+        answers = _open_answers(args.answers, stack)
         tasks = _tasks(args, stack)
         results: list[Result] = []
         for answerer in _answerers(args):
@@ -88,8 +90,19 @@ def run(args: argparse.Namespace) -> None:
                     results.append(run_tasks(answerer, tasks, settings, progress))
                 finally:
                     answerer.close()
+            answers.writelines(
+                json.dumps({"model": results[-1].model, **row}, ensure_ascii=False) + "\n" for row in results[-1].answers
+            )
             _check_asked(args, results[-1])
     _show(args, tasks, results)
+
+
+def _open_answers(path: Path | None, stack: ExitStack) -> TextIO:
+    """The file of --answers, opened before anything is asked; without one, a place where lines vanish."""
+    try:
+        return stack.enter_context(open(path or os.devnull, "w", encoding="utf-8", errors="backslashreplace"))
+    except OSError as error:
+        raise StorageError(f"--answers ({path}) cannot be written: {error.strerror}; choose another place") from error
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -171,10 +184,6 @@ def _show(args: argparse.Namespace, tasks: "list[Task]", results: "list[Result]"
 
     titles = {task.name: task.title for task in tasks}
     result, other = results[0], results[1] if len(results) > 1 else None
-    if args.answers:
-        with args.answers.open("w", encoding="utf-8") as file:
-            for one in results:
-                file.writelines(json.dumps({"model": one.model, **row}, ensure_ascii=False) + "\n" for row in one.answers)
     if args.json:
         print(json.dumps(shown.to_dict(result, titles, other)))
     elif args.markdown:

@@ -65,6 +65,7 @@ def test_ones_own_file_with_a_reward(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["tiny", "--lm-eval-options", "--limit 2"], "must go with --lm-eval"),
         (["tiny", "--thinking", "maybe"], "must be one of both, on, off"),
         (["/nowhere"], "/nowhere"),
+        (["tiny", "--answers", "/nowhere/x.jsonl"], "--answers (/nowhere/x.jsonl) cannot be written"),
         (["tiny", "--num", "1", "--device", "warp"], "device ('warp')"),
     ],
 )
