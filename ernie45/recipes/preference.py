@@ -46,8 +46,8 @@ def build(context: BuildContext) -> Assembly:
     """The stage on the context's pairs, or on generated ones if there are none."""
     config: DPOConfig = context.config
     pairs = load_pairs(context)
-    store = ReferenceStore(context.folder, context.model, context.workers) if config.preference.needs_reference else None
-    reference = _reference(context, pairs, store)
+    references = _References(context, pairs)
+    reference = references.of_training()
     modules = trained_modules(context.model, config.lora, config.router, config.seed)
     baseline = _Baseline(context, pairs, reference) if "kto_pair" in dict(config.preference.weighted_losses()) else None
 
@@ -65,7 +65,7 @@ def build(context: BuildContext) -> Assembly:
 
     score = None
     if pairs.held_out is not None:
-        score = HeldOutPairs(pairs.held_out, _held_out_metrics(config, pairs.held_out, store), context.workers)
+        score = HeldOutPairs(pairs.held_out, _held_out_metrics(config, pairs.held_out, references), context.workers)
     stage = Stage(
         name="dpo",
         schedule=config.schedule,
@@ -80,7 +80,7 @@ def build(context: BuildContext) -> Assembly:
     )
     facts = describe(config, pairs) | {"parameters": num_parameters(modules)}
     write = adapter_writer(context) if config.lora.rank else None
-    return Assembly(modules=modules, stages=[stage], write=write, describe=facts)
+    return Assembly(modules=modules, stages=[stage], write=write, describe=facts, prepare=references.fill)
 
 
 def policy_logprobs(modules: Any, batch: PreferenceBatch) -> tuple[Tensor, list[list[RouterOutput]]]:
@@ -100,17 +100,38 @@ def describe(config: Any, pairs: Pairs) -> dict[str, Any]:
     }
 
 
-def _reference(context: BuildContext, pairs: Pairs, store: ReferenceStore | None) -> Reference:
-    """How the reference's log-probabilities are had; those of "precomputed" come with the batches."""
-    kind = context.config.preference.reference
-    if store is None:
-        return lambda modules, batch: None
-    if kind == "precomputed":
-        pairs.batches.reference = store.fill(pairs.batches.pairs)
-        return lambda modules, batch: batch.reference_B2
-    if kind == "frozen":
-        return _Frozen(context.model)
-    return _adapter_off
+class _References:
+    """How the reference's log-probabilities are had. What comes from the initial model is computed by `fill`."""
+
+    def __init__(self, context: BuildContext, pairs: Pairs) -> None:
+        self._context, self._pairs = context, pairs
+        self.held_out: dict[str, tuple[float, float]] | None = None
+
+    def fill(self) -> None:
+        """Compute or read what is stored: of the held-out pairs, and with "precomputed" of all."""
+        config, pairs, context = self._context.config.preference, self._pairs, self._context
+        if not config.needs_reference:
+            return
+        store = ReferenceStore(context.folder, context.model, context.workers)
+        if config.reference == "precomputed":
+            pairs.batches.reference = store.fill(pairs.batches.pairs)
+        if pairs.held_out is not None:
+            self.held_out = store.fill(pairs.held_out)
+
+    def of_training(self) -> Reference:
+        """For the batches of training; those of "precomputed" come with them."""
+        config = self._context.config.preference
+        if not config.needs_reference:
+            return lambda modules, batch: None
+        if config.reference == "precomputed":
+            return _stored
+        return _Frozen(self._context.model) if config.reference == "frozen" else _adapter_off
+
+
+def _stored(modules: Any, batch: PreferenceBatch) -> Tensor:
+    """What came with the batch. Without it every log-ratio would be a log-probability, and nothing would tell."""
+    assert batch.reference_B2 is not None, "the stage was not prepared"
+    return batch.reference_B2
 
 
 @torch.no_grad()
@@ -154,17 +175,15 @@ class _Baseline:
         return {"kl_chosen": float(self.means_2[0]), "kl_rejected": float(self.means_2[1])}
 
 
-def _held_out_metrics(
-    config: DPOConfig, pairs: PairSet, store: ReferenceStore | None
-) -> Callable[[Any, Sequence[int]], Metrics]:
+def _held_out_metrics(config: DPOConfig, pairs: PairSet, references: _References) -> Callable[[Any, Sequence[int]], Metrics]:
     """Implicit rewards of held-out pairs, and how often the chosen answer is the likelier one (`likelier_accuracy`).
 
     The reference is always that of before training.
     """
-    known = None if store is None else store.fill(pairs)
 
     def metrics(modules: Any, places: Sequence[int]) -> Metrics:
-        batch = collate_pairs([pairs[place] for place in places], (1.0, 1.0), 1.0)
+        batch, known = collate_pairs([pairs[place] for place in places], (1.0, 1.0), 1.0), references.held_out
+        assert known is not None or not config.preference.needs_reference, "the stage was not prepared"
         reference_B2 = None if known is None else torch.tensor([known[pairs.facts[place].key] for place in places])
         policy_B2, _ = policy_logprobs(modules, batch)
         found = pair_metrics(pairs_of(batch, policy_B2, reference_B2), config.preference)

@@ -45,12 +45,14 @@ class Assembly:
 
     modules: "model" and whatever else trains. stages: for the loop. write: (trainer, out) -> None puts the result into a
     folder; None: the model with the source's processor files. describe: facts for `--dry-run` and the report, plain JSON types.
+    prepare: called on every process of a run, not for a dry one, while the model still has its first weights.
     """
 
     modules: nn.ModuleDict
     stages: list[Stage]
     write: Callable[[Trainer, Path], None] | None = None
     describe: Mapping[str, Any]
+    prepare: Callable[[], None] | None = None
 
 
 class StageKind(NamedTuple):

@@ -111,7 +111,7 @@ def run(request: Request) -> bool:
         if workers.rank:
             return _worker(workers, request, config, fingerprint, stop.is_set)
         assembly = build(request, config, workers)
-        trainer = Trainer(assembly.modules, assembly.stages, config.loop, config.optim, workers)
+        trainer = _trainer(assembly, config, workers)
         with Progress(trainer.num_steps) as progress, Board(folder) as board:
 
             def on_step(entry: dict[str, Any]) -> None:
@@ -188,12 +188,19 @@ def _write_model(request: Request) -> Any:
     return lambda trainer, out: write_model(trainer.model, source, out)
 
 
+def _trainer(assembly: Assembly, config: Any, workers: Workers) -> Trainer:
+    """The loop over an assembly that is prepared."""
+    if assembly.prepare is not None:
+        assembly.prepare()
+    return Trainer(assembly.modules, assembly.stages, config.loop, config.optim, workers)
+
+
 def _worker(
     workers: Workers, request: Request, config: Any, fingerprint: str | None, stop: Callable[[], bool] = lambda: False
 ) -> bool:
     """What every process but the first does."""
     assembly = build(request, config, workers)
-    trainer = Trainer(assembly.modules, assembly.stages, config.loop, config.optim, workers)
+    trainer = _trainer(assembly, config, workers)
     return trainer.run(Run(folder=request.out / RUN_FOLDER, fingerprint=fingerprint, stop_requested=stop))
 
 
