@@ -1,6 +1,6 @@
 """Teach the tiny model to name patterns it has never seen: your own pictures, from a folder to a model you can talk to.
 
-    python examples/own_pictures.py            the whole model, about two minutes on one core
+    python examples/own_pictures.py            the whole model, about a minute on one core
     python examples/own_pictures.py --lora     a LoRA adapter of rank 16 instead
 
 1 draws a folder of small pictures with labels, 2 writes the two files that training takes, 3 trains, 4 scores pictures that it
@@ -25,7 +25,7 @@ from ernie45.recipes.runner import Request, run
 
 SIDE = 56
 QUESTION = "Which pattern is it?"
-LORA = {"lora.rank": "16", "lora.alpha": "32", "lora.targets": "all", "optim.lr": "0.01"}
+LORA = {"lora.rank": "16", "lora.alpha": "32", "lora.targets": "all", "optim.lr": "0.003"}
 
 
 def wave(rng: Random, angle: float, period: float) -> np.ndarray:
@@ -104,14 +104,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lora", action="store_true", help="train an adapter, leave the model alone")
     parser.add_argument("--pictures", type=int, default=800, help="to train on (800)")
     parser.add_argument("--test-pictures", type=int, default=160, help="to score on (160)")
-    parser.add_argument("--steps", type=int, default=200, help="of training (200)")
+    parser.add_argument("--steps", type=int, help="of training (200; an adapter needs 400)")
     args = parser.parse_args(argv)
     out = args.out or Path("runs/patterns-lora" if args.lora else "runs/patterns")
     train = write_data(out / "pictures", "train", args.pictures, seed=1)
     test = write_data(out / "pictures", "test", args.test_pictures, seed=2)
     print(f"{train} and {test} are written; before training: {score('tiny', test):.0%} right", flush=True)
 
-    settings = {"schedule.num_steps": str(args.steps)} | (LORA if args.lora else {})
+    settings = {"schedule.num_steps": str(args.steps or (400 if args.lora else 200))} | (LORA if args.lora else {})
     request = Request(stage="sft", recipe="tiny", model="tiny", data=(train,), eval_data=(test,), out=out, overrides=settings)
     if not run(request):
         print("stopped; the same command goes on")

@@ -28,6 +28,19 @@ def test_own_pictures(lora: bool, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (out / "adapter_config.json").is_file() == lora
 
 
+def test_questions_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions_csv = importlib.import_module("examples.questions_csv")
+    out = tmp_path / "run"
+    arguments = ["--questions", "60", "--test-questions", "12", "--steps", "1"]
+    questions_csv.main(["--out", str(out), *arguments])
+    told = capsys.readouterr().out
+    assert "after training: " in told
+    rows = [(out / name).read_text(encoding="utf-8").splitlines()[1:] for name in ("train.csv", "test.csv")]
+    assert [len(lines) for lines in rows] == [60, 12]
+    assert not set(rows[0]) & set(rows[1])
+    assert (out / "config.json").is_file()
+
+
 def test_every_example_is_named_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [file.name for file in (ROOT / "examples").glob("*.py") if f"examples/{file.name}" not in readme] == []

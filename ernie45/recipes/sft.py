@@ -23,12 +23,12 @@ def tiny() -> SFTConfig:
 
 
 def cold_start() -> SFTConfig:
-    """First step of a vision-language model: to reason, learnt on text alone, thoughts in every answer."""
+    """First step of a vision-language model: to reason, learnt on text alone; every answer with thoughts."""
     return replace(SFTConfig(), generated=GeneratedConfig(skills=("arithmetic", "sentence"), thinking_share=1.0))
 
 
 def vision() -> SFTConfig:
-    """Second step: to reason about pictures, on answers that `ernie45 data sample` has kept; thoughts in every answer."""
+    """Second step: to reason about pictures, on answers that `ernie45 sample` has kept, with thoughts."""
     config = SFTConfig()
     return replace(config, data=replace(config.data, thinking="on"), generated=GeneratedConfig(thinking_share=1.0))
 
