@@ -17,7 +17,7 @@ from ernie45 import LLM, SamplingParams
 from ernie45.config.engine import EngineConfig
 from ernie45.recipes.runner import Request, run
 
-SETTINGS = {"rewards.spec": "exact", "rollout.max_tokens": "48"}
+SETTINGS = {"rewards.spec": "exact", "rollout.max_tokens": "48", "schedule.warmup_ratio": "0.05"}
 
 
 def write_table(file: Path, count: int, seed: int) -> Path:
