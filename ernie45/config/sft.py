@@ -15,13 +15,17 @@ from ernie45.config.train import LoopConfig, OptimConfig, RouterConfig, Schedule
 class GeneratedConfig:
     """What is learnt without `--data`: conversations about generated pictures and numbers, those of the shipped model.
 
-    skills: which. thinking_share: of the answers that come with thoughts.
+    skills: which. thinking_share: of the answers that come with thoughts. share: of the steps, beside `--data`, so that the
+    tiny model keeps what it could.
     """
 
     skills: tuple[str, ...] = ("all",)
     thinking_share: float = 0.5
+    share: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ConfigError(f"generated.share ({self.share}) must be at least 0 and below 1")
         if not 0 <= self.thinking_share <= 1:
             raise ConfigError(f"generated.thinking_share ({self.thinking_share}) must be from 0 to 1")
 

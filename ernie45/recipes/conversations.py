@@ -62,12 +62,27 @@ def _from_files(context: BuildContext) -> Conversations:
     shards = config.loop.num_shards
     source = _source(context, train, data, shards, "train")
     facts = source.describe() | {"held_out_records": 0 if held_out is None else len(held_out)}
+    batch = _mixed(context, source) if config.generated.share else source
     if held_out is None or not config.held_out.every:
-        return Conversations(source, None, 0, facts)
+        return Conversations(batch, None, 0, facts)
     # One process reads what all are scored on, as it is read again and again.
     scored = _source(context, held_out, replace(data, weights=(), workers=0), 1, "held out")
     num_batches = min(config.held_out.batches, len(scored.plan.chunk(0)))
-    return Conversations(source, lambda number: scored(number, 0), num_batches, facts)
+    return Conversations(batch, lambda number: scored(number, 0), num_batches, facts)
+
+
+def _mixed(context: BuildContext, source: PackedSource) -> Callable[[int, int], LanguageBatch]:
+    """Every so many steps a generated one; the files go on where they were."""
+    config: SFTConfig = context.config
+    share, generated = config.generated.share, _batches(context, "sft", training_digits("fit"), config.loop.num_shards)
+
+    def batch(step: int, shard: int) -> LanguageBatch:
+        before, after = int(step * share), int((step + 1) * share)
+        drawn = generated(step, shard) if after > before else source(step - before, shard)
+        # Metrics by source need the same names in every step.
+        return replace(drawn, sources=(), source_R=None)
+
+    return batch
 
 
 def _source(context: BuildContext, dataset: Dataset, data: DataConfig, num_shards: int, name: str) -> PackedSource:
@@ -99,28 +114,35 @@ def _folder(context: BuildContext, name: str) -> Path | None:
 def _generated(context: BuildContext) -> Conversations:
     """Conversations of the shipped model's recipe; the held-out ones are about other digits."""
     config: SFTConfig = context.config
-    if context.model.config.vocab_size != tiny_config().vocab_size:
-        raise ConfigError("--data must be given: the generated conversations are for the tiny model alone; name a file")
     for option in ("weights", "patch_budget", "context"):
         if getattr(config.data, option):
             raise ConfigError(f"data.{option} ({getattr(config.data, option)!r}) is not read without --data; leave it out")
-
-    def batches(name: str, digits: DigitSet, num_shards: int) -> LanguageBatches:
-        data = LanguageData(
-            name=name,
-            seed=config.seed,
-            weights=_weights(config.generated.skills),
-            thinking_share=config.generated.thinking_share,
-            whole_text=False,
-            token_budget=config.data.token_budget,
-            num_shards=num_shards,
-        )
-        return LanguageBatches(data, digits, context.processor)
-
-    held_out = batches("held out", heldout_digits(), 1)
+    if config.generated.share:
+        raise ConfigError(f"generated.share ({config.generated.share}) must be 0 without --data: all is generated then")
+    held_out = _batches(context, "held out", heldout_digits(), 1)
     facts = {"generated": list(_weights(config.generated.skills))}
     scored = (lambda number: held_out(number, 0)) if config.held_out.every else None
-    return Conversations(batches("sft", training_digits("fit"), config.loop.num_shards), scored, config.held_out.batches, facts)
+    batch = _batches(context, "sft", training_digits("fit"), config.loop.num_shards)
+    return Conversations(batch, scored, config.held_out.batches, facts)
+
+
+def _batches(context: BuildContext, name: str, digits: DigitSet, num_shards: int) -> LanguageBatches:
+    """Generated ones. ConfigError for a model that they are not made for."""
+    config: SFTConfig = context.config
+    if context.model.config.vocab_size != tiny_config().vocab_size:
+        raise ConfigError(
+            "--data must be given, without generated.share: the generated conversations are for the tiny model alone"
+        )
+    data = LanguageData(
+        name=name,
+        seed=config.seed,
+        weights=_weights(config.generated.skills),
+        thinking_share=config.generated.thinking_share,
+        whole_text=False,
+        token_budget=config.data.token_budget,
+        num_shards=num_shards,
+    )
+    return LanguageBatches(data, digits, context.processor)
 
 
 def _weights(skills: tuple[str, ...]) -> dict[str, float]:

@@ -95,6 +95,19 @@ def test_files_are_learnt_and_a_share_is_held_out(
     assert "nowhere.png) does not exist" in told
 
 
+def test_old_skills_can_be_mixed_in(request_: runner.Request, records: Callable) -> None:
+    request = replace(request_, data=(records(),), overrides=SHORT | {"generated.share": "0.5"})
+    mixed, plain = (
+        runner.build(item, runner.resolve(item), Workers()).stages[0].batch
+        for item in (request, replace(request, overrides=SHORT))
+    )
+    for step in range(4):
+        drawn, own = mixed(step, 0), plain(step // 2, 0)
+        assert drawn.labels_R.equal(own.labels_R) == (step % 2 == 0), "every second step is a generated one"
+    with pytest.raises(ConfigError, match="generated.share \\(0.5\\) must be 0 without --data"):
+        runner.run(replace(request, data=()))
+
+
 def test_weightings_change_what_is_learnt(request_: runner.Request, records: Callable) -> None:
     losses = set()
     for weighting in ("token_balanced", "mean", "sample"):
