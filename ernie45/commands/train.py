@@ -82,9 +82,20 @@ def run(args: argparse.Namespace) -> int:
             return 0
         finished = runner.run(request)
     if finished:
+        if args.stage != "tiny":
+            print(_next_words(args.stage, out))
         return 0
     print(f"stopped, with a checkpoint in {out}; the same command goes on from there", file=sys.stderr)
     return 130
+
+
+def _next_words(stage: str, out: Path) -> str:
+    """What a run has left in its folder, and what can be done with it."""
+    if stage == "reward":
+        return f'reward model in {out}; it judges answers as "model(path={out})" wherever a reward is named'
+    if (out / "adapter_config.json").exists():
+        return f"adapter in {out}; ernie45 serve MODEL --lora-modules mine={out}, or ernie45 convert MODEL DST --merge {out}"
+    return f"model in {out}; talk to it: ernie45 chat --model {out}"
 
 
 def _run_tiny(args: argparse.Namespace, out: Path, overrides: dict[str, str]) -> bool:

@@ -205,7 +205,7 @@ class LoopConfig:
         if self.num_shards % self.processes:
             raise ConfigError(
                 f"processes ({self.processes}) must divide num_shards ({self.num_shards}); "
-                f"use one of {[n for n in range(1, self.num_shards + 1) if self.num_shards % n == 0]}"
+                f"use one of {[n for n in range(1, self.num_shards + 1) if self.num_shards % n == 0]}, or set loop.num_shards"
             )
 
 

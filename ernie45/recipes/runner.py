@@ -67,9 +67,10 @@ def resolve(request: Request) -> Any:
     kind = stage_kind(request.stage)
     if request.model is None and kind.needs_model:
         raise ConfigError(f"--model must be given for {request.stage}; a model folder, or tiny")
-    for path in (*request.data, *request.eval_data):
-        if not path.exists():
-            raise ConfigError(f"--data ({path}) must be a file that exists; {request.stage} takes {kind.data}")
+    for option, paths in (("--data", request.data), ("--eval-data", request.eval_data)):
+        for path in paths:
+            if not path.exists():
+                raise ConfigError(f"{option} ({path}) must be a file that exists; {request.stage} takes {kind.data}")
     config = recipe_config(request.stage, request.recipe)
     config = with_overrides(replace(config, seed=request.seed), dict(request.overrides))
     ranks = torchrun_ranks()
@@ -155,7 +156,7 @@ def settings_of(request: Request, config: Any) -> dict[str, Any]:
         "stage": request.stage,
         "recipe": request.recipe,
         "model": None if request.model is None else str(request.model),
-        "data": [str(path) for path in request.data],
+        "data": [f"{path} ({path.stat().st_size:,} bytes)" for path in request.data],
         "config": to_dict(config),
     }
 

@@ -112,6 +112,7 @@ def test_a_dry_run_starts_nothing(request_: runner.Request) -> None:
         ({"recipe": "sum"}, "--recipe of test \\('sum'\\) must be one of sums; did you mean sums\\?"),
         ({"model": None}, "--model must be given for test"),
         ({"data": (Path("/nowhere.jsonl"),)}, "--data \\(/nowhere.jsonl\\) must be a file that exists"),
+        ({"eval_data": (Path("/nowhere.jsonl"),)}, "--eval-data \\(/nowhere.jsonl\\) must be a file that exists"),
         ({"overrides": {"optim.rate": "1"}}, "'optim.rate'\\) is unknown"),
     ],
 )

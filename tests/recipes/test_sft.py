@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ernie45 import cli
 from ernie45.checkpoint import load_model, resolve_model, save_model
 from ernie45.checkpoint.adapter import load_adapter
 from ernie45.config.errors import CheckpointError, ConfigError, DataError
@@ -207,6 +208,18 @@ def test_a_model_without_vision(request_: runner.Request, records: Callable, tmp
     request.data[0].write_text("".join(json.dumps(line) + "\n" for line in pictures))
     with pytest.raises(DataError, match="no record that can be used; the first: .*mine.jsonl:1.* reads text only"):
         runner.run(replace(request, out=tmp_path / "other"))
+
+
+def test_a_file_that_has_grown_is_another_one(request_: runner.Request, records: Callable) -> None:
+    assert runner.run(replace(request_, data=(records(),)))
+    with pytest.raises(CheckpointError, match=r"data: \[.*mine.jsonl \([\d,]+ bytes\)"):
+        runner.run(replace(request_, data=(records(25),)))
+
+
+def test_the_command_says_what_it_has_made(request_: runner.Request, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [f"--set={name}={value}" for name, value in (SHORT | LORA).items()]
+    assert cli.main(["train", "sft", "--model", "tiny", "--out", str(request_.out), *settings]) == 0
+    assert f"adapter in {request_.out}; ernie45 serve MODEL --lora-modules" in capsys.readouterr().out
 
 
 def test_the_folder_of_a_whole_model_is_not_gone_on_with_as_an_adapter(request_: runner.Request) -> None:
