@@ -5,16 +5,29 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from ernie45.config.errors import CheckpointError
-from ernie45.train.loop import Run
+from ernie45.config.errors import CheckpointError, ConfigError
+from ernie45.config.train import LoopConfig, OptimConfig, RouterConfig, ScheduleConfig
+from ernie45.data.packing import LanguageBatch, collate, token_balanced_weights
+from ernie45.data.tiny.digits import training_digits
+from ernie45.data.tiny.encode import SampleEncoder
+from ernie45.data.tiny.mixture import Mixture
+from ernie45.data.tiny.strips import StripWriter
+from ernie45.model.multimodal import ErnieModel
+from ernie45.train.loop import Run, Trainer
+from ernie45.train.objectives.language import language_forward, language_loss
+from ernie45.train.stage import Stage
 from ernie45.train.storage import load_checkpoint, read_metrics
 from ernie45.train.workers import Workers
+from tests.train.conftest import small_config
 
 PROGRAM = Path(__file__).with_name("small_run.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -127,3 +140,60 @@ def _is_running(pid: int) -> bool:
     import psutil
 
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def split_trainer(num_shards: int, processor: Any) -> Trainer:
+    """Language alone; eight sequences a step, the same for every split."""
+    mixture = Mixture(StripWriter(training_digits("fit")), {"read": 1.0, "arithmetic": 1.0})
+    encoder = SampleEncoder(processor)
+
+    def batch(step: int, shard: int) -> LanguageBatch:
+        rng = Random(step)
+        items = [encoder.encode(mixture.draw(rng), thinking=False) for _ in range(8)][shard::num_shards]
+        return collate(items, token_balanced_weights(items, 400), 1 / num_shards)
+
+    model = ErnieModel(small_config())
+    model.init_weights(torch.Generator().manual_seed(0))
+    stage = Stage(
+        name="language",
+        schedule=ScheduleConfig(num_steps=6, warmup_steps=0),
+        batch=batch,
+        forward=lambda modules, batch: language_forward(modules["model"], batch),
+        objective=language_loss,
+        objective_config=RouterConfig(aux_weight=0, z_weight=0),
+        routers=RouterConfig(),
+    )
+    config = LoopConfig(num_shards=num_shards, processes=1)
+    return Trainer(nn.ModuleDict({"model": model}), [stage], config, OptimConfig(lr=0.02), Workers())
+
+
+def test_one_shard_or_eight_are_the_same_run(processor: Any, tmp_path: Path) -> None:
+    """Losses, norms and loads to 2e-5 in fp32."""
+    entries: dict[int, list[dict[str, Any]]] = {1: [], 8: []}
+    for num_shards, told in entries.items():
+        trainer = split_trainer(num_shards, processor)
+        trainer.run(Run(folder=tmp_path / str(num_shards), fingerprint=None, on_step=told.append))
+    for whole, split in zip(entries[1], entries[8], strict=True):
+        for name in ("loss", "accuracy", "grad_norm", "text_violation", "vision_violation", "tokens"):
+            assert split[name] == pytest.approx(whole[name], abs=2e-5), (whole["step"], name)
+
+
+def test_bf16_follows_fp32(small_run: Any, tmp_path: Path) -> None:
+    """Twelve steps from the same start: losses within 0.05 of about 5; masters are fp32, and so are gates."""
+    losses: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    for precision, found in losses.items():
+        trainer = small_run.trainer(Workers(), precision=precision)
+        trainer.run(Run(folder=tmp_path / precision, fingerprint=None, on_step=lambda e, found=found: found.append(e["loss"])))
+    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.05)
+    assert losses["bf16"] != losses["fp32"]
+    dtypes = {name: parameter.dtype for name, parameter in trainer.model.named_parameters()}
+    assert {dtype for name, dtype in dtypes.items() if "router" in name} == {torch.float32}
+    assert {dtype for name, dtype in dtypes.items() if "router" not in name} == {torch.bfloat16}
+    assert {value.dtype for value in trainer.state_dict()["parameters"].values()} == {torch.float32}
+
+
+def test_an_average_that_no_stage_keeps_cannot_be_exported(processor: Any) -> None:
+    trainer = split_trainer(1, processor)
+    config = replace(trainer.config, export_average=True)
+    with pytest.raises(ConfigError, match="loop.export_average.*needs a stage that keeps an average"):
+        Trainer(trainer.modules, trainer.stages, config, OptimConfig(), Workers())

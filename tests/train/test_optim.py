@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ernie45.config.train import OptimConfig
-from ernie45.train.groups import kinds_of
+from ernie45.train.groups import group_table, kinds_of
 from ernie45.train.muon import orthogonalise
 from ernie45.train.optim import Optimizer
 
@@ -73,6 +73,89 @@ def test_kinds() -> None:
     assert kinds["model.vision_model.blocks.0.attn.qkv.weight"].lr_ratio == 0.5
     assert kinds["model.norm.weight"].lr_ratio == 0.2
     assert not kinds["model.norm.weight"].decays
+
+
+def test_rates_by_pattern_and_by_layer_of_the_tower() -> None:
+    names = [f"model.vision_model.blocks.{layer}.attn.qkv.weight" for layer in range(3)]
+    shapes = {name: torch.zeros(4, 4) for name in [*names, "model.vision_model.patch_embed.weight", "model.norm.weight"]}
+    config = OptimConfig(optimizer="adamw", vision_lr_ratio=0.5, vision_layer_decay=0.9, lr_ratios=("blocks.1=0.1", "norm=3"))
+    ratios = {name: kind.lr_ratio for name, kind in kinds_of(shapes, config).items()}
+    assert [ratios[name] for name in names] == pytest.approx([0.5 * 0.9**3, 0.5 * 0.9**2 * 0.1, 0.5 * 0.9])
+    assert ratios["model.vision_model.patch_embed.weight"] == pytest.approx(0.5 * 0.9**4)
+    assert ratios["model.norm.weight"] == 3.0
+    assert not any(kind.muon for kind in kinds_of(parameters(), config).values())
+
+
+def test_the_table_of_groups_says_what_learns_how() -> None:
+    config = OptimConfig(lr=0.1, weight_decay=0.05, frozen=("embed_tokens",))
+    rows = group_table(parameters(), config, lambda name: None if "vision" in name else 0.5)
+    of_group = {row["group"]: row for row in rows}
+    assert of_group["text experts"] == {
+        "group": "text experts",
+        "optimizer": "muon",
+        "lr": 0.05,
+        "weight_decay": 0.05,
+        "tensors": 1,
+        "parameters": 4 * 12 * 8,
+    }
+    assert {name for name, row in of_group.items() if row["optimizer"] == "frozen"} == {"embedding", "vision tower"}
+    assert of_group["norms"]["weight_decay"] == 0
+    assert sum(row["parameters"] for row in rows) == sum(parameter.numel() for parameter in parameters().values())
+
+
+def test_frozen_parameters_are_left_alone() -> None:
+    named = parameters()
+    optimizer = Optimizer(named, OptimConfig(lr=0.1, frozen=("vision", "norm")))
+    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    give_gradients(optimizer)
+    step(optimizer)
+    rested = {name for name in named if torch.equal(named[name], before[name])}
+    assert rested == {"model.vision_model.blocks.0.attn.qkv.weight", "model.norm.weight"}
+
+
+def test_muon_equals_torchs_on_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch orthogonalises in bf16; in fp32 it is the same to rounding."""
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    config = OptimConfig(lr=0.02, weight_decay=0.1)
+    named = parameters()
+    name = "model.layers.0.mlp.down_proj.weight"
+    twin = nn.Parameter(named[name].detach().clone())
+    reference = torch.optim.Muon([twin], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    optimizer = Optimizer(named, config)
+    for seed in range(4):
+        give_gradients(optimizer, seed)
+        grad = named[name].grad
+        assert grad is not None
+        twin.grad = grad.clone()
+        step(optimizer)
+        reference.step()
+    assert torch.allclose(named[name], twin, atol=1e-5)
+
+
+def test_masters_keep_updates_that_bf16_would_lose() -> None:
+    """0.001 from 1.0 is below half a step of bf16: one is invisible in the model, four are not."""
+    parameter = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+    optimizer = Optimizer({"model.norm.weight": parameter}, OptimConfig(optimizer="adamw", lr=1e-3))
+    for steps in range(1, 5):
+        parameter.grad = torch.ones(8, dtype=torch.bfloat16)
+        optimizer.flat.zero_grad()
+        optimizer.flat.collect()
+        assert parameter.grad is None
+        step(optimizer)
+        assert torch.allclose(optimizer.flat.values, torch.tensor(1 - 1e-3 * steps), atol=1e-6)
+        assert bool((parameter == 1).all()) == (steps == 1), steps
+    assert parameter.dtype == torch.bfloat16
+    assert torch.equal(parameter, optimizer.flat.values.bfloat16())
+
+
+def test_gradients_of_shards_add_up_in_fp32() -> None:
+    """1 + 0.001 is 1 in bf16."""
+    parameter = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    flat = Optimizer({"model.norm.weight": parameter}, OptimConfig()).flat
+    for value in (1.0, *[0.001] * 100):
+        parameter.grad = torch.full((4,), value, dtype=torch.bfloat16)
+        flat.collect()
+    assert torch.allclose(flat.grads, torch.tensor(1.1), atol=1e-3)
 
 
 def test_muon_update_is_the_formula_and_has_the_promised_size() -> None:
