@@ -76,7 +76,10 @@ class Trainer:
         self.modules, self.model, self.stages, self.config, self.workers = modules, model, stages, config, workers
         sharded = config.shard == "full" and workers.num_processes > 1
         if sharded and any(stage.before_step is not None for stage in stages):
-            raise ConfigError("loop.shard ('full') cannot be used where a stage generates answers itself; use loop.shard=none")
+            raise ConfigError(
+                "loop.shard ('full') cannot be used where a stage works on whole weights between steps "
+                "(rollouts, experts that are born, a reference measured on the way); use loop.shard=none"
+            )
         if config.export_average and not any(stage.keeps_average for stage in stages):
             raise ConfigError(
                 "loop.export_average (True) needs a stage that keeps an average; this recipe has none, leave it out"

@@ -197,3 +197,11 @@ def test_an_average_that_no_stage_keeps_cannot_be_exported(processor: Any) -> No
     config = replace(trainer.config, export_average=True)
     with pytest.raises(ConfigError, match="loop.export_average.*needs a stage that keeps an average"):
         Trainer(trainer.modules, trainer.stages, config, OptimConfig(), Workers())
+
+
+def test_stages_that_need_whole_weights_are_not_sharded(processor: Any) -> None:
+    trainer = split_trainer(2, processor)
+    stages = [replace(trainer.stages[0], before_step=lambda step: {})]
+    config = replace(trainer.config, shard="full", processes=2)
+    with pytest.raises(ConfigError, match="loop.shard .'full'. cannot be used.*loop.shard=none"):
+        Trainer(trainer.modules, stages, config, OptimConfig(), Workers(0, 2))
