@@ -5,6 +5,7 @@ Knows nothing about what stages and recipes do.
 
 import argparse
 import json
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps(runner.describe(request), indent=2))
             return 0
         finished = runner.run(request)
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":  # one of torchrun's processes speaks for all
+        return 0 if finished else 130
     if finished:
         if args.stage != "tiny":
             print(_next_words(args.stage, out))
