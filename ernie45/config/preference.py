@@ -130,7 +130,7 @@ class DPOConfig:
     """Preference training. The routers' upkeep is off, as in supervised tuning."""
 
     seed: int = 0
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, router_lr_ratio=0.01, weight_decay=0.0))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=6e-5, router_lr_ratio=0.01, weight_decay=0.0))
     schedule: ScheduleConfig = field(
         default_factory=lambda: ScheduleConfig(num_steps=120, warmup_ratio=0.06, decay_ratio=0.7, final_ratio=0.1)
     )

@@ -65,8 +65,8 @@ def pairs_of(
     lengths_B2 = torch.bincount(batch.sequence_R, minlength=2 * len(batch)).view(-1, 2).to(policy_B2.dtype)
     reference_B2 = torch.zeros_like(policy_B2) if reference_B2 is None else reference_B2.to(policy_B2.dtype)
     return PairLogProbs(
-        chosen_B=policy_B2[:, 0],
-        rejected_B=policy_B2[:, 1],
+        chosen_B=policy_B2[:, 0].clone(),  # what a sharded model gives on must not be a view
+        rejected_B=policy_B2[:, 1].clone(),
         reference_chosen_B=reference_B2[:, 0],
         reference_rejected_B=reference_B2[:, 1],
         chosen_lengths_B=lengths_B2[:, 0],

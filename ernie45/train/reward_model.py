@@ -66,7 +66,7 @@ def reward_forward(modules: Mapping[str, Any] | nn.ModuleDict, batch: Preference
     """Rewards of both answers of all pairs, by modules["model"] and modules["head"]."""
     out = modules["model"](batch.packed)
     rewards_R = rewards_of(out.hidden_TD, modules["head"], batch.last_rows_B2.flatten())
-    return RewardOutputs(rewards_R.view(-1, 2), out.routers)
+    return RewardOutputs(rewards_R.view(-1, 2).clone(), out.routers)  # what a sharded model gives on must not be a view
 
 
 def reward_objective(outputs: RewardOutputs, batch: PreferenceBatch, settings: RewardSettings) -> Loss:
