@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ernie45.config.errors import ConfigError
+from ernie45.config.lora import LoraConfig
 from ernie45.config.preference import PreferenceConfig
 from ernie45.config.rewards import RewardsConfig
 from ernie45.config.train import LoopConfig, OptimConfig, RouterConfig, ScheduleConfig
@@ -242,8 +243,13 @@ class RLVRConfig:
     critic: CriticConfig = field(default_factory=CriticConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     generated: GeneratedPromptsConfig = field(default_factory=GeneratedPromptsConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
+        if self.lora.rank and self.rollout.dtype != "same":
+            raise ConfigError(f"rollout.dtype ({self.rollout.dtype!r}) must be same with lora.rank above 0; leave one out")
+        if self.lora.dropout:
+            raise ConfigError(f"lora.dropout ({self.lora.dropout}) must be 0: the engine that writes answers has none")
         size, advantage = self.rollout.group_size, self.policy.advantage
         if size < 2 and advantage != "gae":
             raise ConfigError(

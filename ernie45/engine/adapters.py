@@ -16,7 +16,7 @@ from ernie45.model.multimodal import ErnieModel
 
 
 class Adapters:
-    """Adapters of one model. One can be added while requests run; a name keeps its adapter for good."""
+    """Adapters of one model. One can be added while requests run; a name keeps its adapter for good, unless it was `put`."""
 
     def __init__(self, model: ErnieModel, folders: Iterable[tuple[str, str]] = ()) -> None:
         self._model = model
@@ -33,14 +33,29 @@ class Adapters:
         if not name or name in self._by_name:
             raise ConfigError(f"adapter name ({name!r}) must be new and not empty; choose another")
         adapter = load_adapter(folder, self._model)
-        # A picture is encoded once for all requests that show it, whatever their adapter.
-        eyes = [part for part in (self._model.vision_model, self._model.resampler_model) if part is not None]
-        if any(module in adapter.pairs for part in eyes for module in part.modules()):
+        if self._changes_sight(adapter):
             raise CheckpointError(
                 f"adapter ({folder}) changes the vision tower or the resampler, which all requests share; merge it into a "
                 f"model of its own: ernie45 convert MODEL DST --merge {folder}"
             )
         self._by_name[name] = adapter
+
+    def put(self, name: str, adapter: LoraAdapter) -> None:
+        """Set an adapter that is at hand, in the place of one of this name; what caches hold under it must be dropped.
+
+        ConfigError for one of the tower.
+        """
+        if self._changes_sight(adapter):
+            raise ConfigError(
+                "lora.targets must leave out vision_model and resampler_model where the engine runs the adapter: all requests "
+                "share their features"
+            )
+        self._by_name[name] = adapter
+
+    def _changes_sight(self, adapter: LoraAdapter) -> bool:
+        """A picture is encoded once for all requests that show it, whatever their adapter."""
+        eyes = [part for part in (self._model.vision_model, self._model.resampler_model) if part is not None]
+        return any(module in adapter.pairs for part in eyes for module in part.modules())
 
     def get(self, name: str) -> LoraAdapter:
         """RequestError that lists the known names for an unknown one."""

@@ -70,9 +70,8 @@ class LLM:
             device=model.device,
             with_mtp=self.config.speculation.method == "mtp",
         )
-        self._runner = Runner(model, cache, self.config.vision_cache_tokens, self.adapters)
-        if self.config.records_routing:
-            self._runner.routing = _routing_record(model, pages, self.config.page_size)
+        routing = _routing_record(model, self.config, pages)
+        self._runner = Runner(model, cache, self.config.vision_cache_tokens, self.adapters, routing)
         self._disk = _disk(model, self.config, cache)
         slots = num_slots(self.config.host_cache_bytes, cache.num_bytes // pages)
         self._scheduler = Scheduler(
@@ -87,8 +86,7 @@ class LLM:
         self._looks_ahead = overlaps(self.config)
         self._speculator = _speculator(model, self.config, self._runner)
         self._compile_grammar = compile_grammar
-        self._inboxes: dict[str, deque[Event]] = {}
-        self._ids = count()
+        self._inboxes, self._ids = dict[str, deque[Event]](), count()
 
     @classmethod
     def load(cls, name_or_path: str | Path, config: EngineConfig | None = None) -> "LLM":
@@ -306,13 +304,13 @@ def _lazy_grammars(folder: Path, vocab_size: int) -> Callable[[Grammar], LLMatch
     return lambda grammar: compiler().matcher(grammar)
 
 
-def _routing_record(model: ErnieModel, num_pages: int, page_size: int) -> RoutingRecord | None:
-    """None for a model without experts."""
-    config = model.config
-    num_layers = sum(map(config.is_moe_layer, range(config.num_layers)))
-    if not (num_layers and config.expert_pools):
+def _routing_record(model: ErnieModel, config: EngineConfig, num_pages: int) -> RoutingRecord | None:
+    """None where it is not asked for, or the model has no experts."""
+    pools = model.config.expert_pools
+    num_layers = sum(map(model.config.is_moe_layer, range(model.config.num_layers)))
+    if not (config.records_routing and num_layers and pools):
         return None
-    return RoutingRecord(num_pages, page_size, num_layers, max(pool.num_active for pool in config.expert_pools))
+    return RoutingRecord(num_pages, config.page_size, num_layers, max(pool.num_active for pool in pools))
 
 
 def _disk(model: ErnieModel, config: EngineConfig, cache: PagedKVCache) -> DiskPages | None:

@@ -191,10 +191,8 @@ class Request:
         self.tokens = array("q", np.ascontiguousarray(inputs.token_ids, dtype=np.int64).tobytes())
         self.num_prompt_tokens = len(self.tokens)
         self.limit = len(self.tokens) + params.max_tokens if params.max_tokens is not None else 2**62
-        self.num_computed_tokens = 0
-        self.num_pending_tokens = 0
+        self.num_computed_tokens = self.num_pending_tokens = self.num_cached_tokens = 0
         self.draft: tuple[int, ...] = ()
-        self.num_cached_tokens = 0
         self.pages = array("q")
         self.page_keys: list[bytes] = []
         self.num_published_pages = 0

@@ -62,14 +62,21 @@ class Drawn(NamedTuple):
 class Runner:
     """One model with its KV cache. Not thread-safe: one step at a time."""
 
-    def __init__(self, model: ErnieModel, cache: PagedKVCache, vision_cache_tokens: int, adapters: Adapters) -> None:
+    def __init__(
+        self,
+        model: ErnieModel,
+        cache: PagedKVCache,
+        vision_cache_tokens: int,
+        adapters: Adapters,
+        routing: RoutingRecord | None = None,
+    ) -> None:
         self._model = model
         self._adapters = adapters
         self._cache = cache
         self._device = model.device
         self.features = VisionFeatures(model, vision_cache_tokens)
         self.expert_load = ExpertLoad()
-        self.routing: RoutingRecord | None = None
+        self._routing = routing
         self.on_hidden: Callable[[Sequence[Chunk], Tensor], None] | None = None
         """Told of each step's chunks and the model's hidden states before the final norm, from which one can guess ahead."""
 
@@ -134,8 +141,8 @@ class Runner:
         if self.on_hidden is not None:
             self.on_hidden(step.chunks, out.pre_norm_TD)
         self.expert_load.add(out.routers)
-        if self.routing is not None:
-            self.routing.add(step.chunks, step.cache.slots_T, experts_by_token(out.routers, step.batch))
+        if self._routing is not None:
+            self._routing.add(step.chunks, step.cache.slots_T, experts_by_token(out.routers, step.batch))
         return out.hidden_TD
 
     def _sampled_logits(self, chunks: Sequence[Chunk], hidden_TD: Tensor, cu_seqlens: tuple[int, ...]) -> Tensor:

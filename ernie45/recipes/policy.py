@@ -9,13 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from ernie45.config.policy import PairTermConfig, RLVRConfig, RolloutConfig, UPOConfig
+from ernie45.model.multimodal import ErnieModel
+from ernie45.recipes.adapters import adapter_writer
 from ernie45.recipes.prompts import PolicyData, load_policy_data
 from ernie45.recipes.registry import Assembly, BuildContext
 from ernie45.train.asking import Asker
 from ernie45.train.critic import Critic
+from ernie45.train.lora import num_parameters, trained_modules
 from ernie45.train.objectives.loss import Loss
 from ernie45.train.objectives.policy import PolicyOutputs, policy_loss, value_loss
 from ernie45.train.objectives.routing import gradient_only, router_losses
@@ -42,7 +44,7 @@ def build(context: BuildContext) -> Assembly:
     """The stage on the context's prompts and pairs, or on generated ones if there are none."""
     config: RLVRConfig = context.config
     term = config.pairs if isinstance(config, UPOConfig) else None
-    modules = nn.ModuleDict({"model": context.model})
+    modules = trained_modules(context.model, config.lora, config.router, config.seed)
     if config.policy.advantage == "gae":
         generator = torch.Generator().manual_seed(config.seed)
         modules["critic"] = Critic(context.model.config.hidden_size, config.critic.hidden_size, generator)
@@ -53,32 +55,41 @@ def build(context: BuildContext) -> Assembly:
         processor=context.processor,
         pool=data.pool,
         table=PromptTable(data.pool.domains, config.prompts, config.seed),
-        engine=RolloutEngine(context.model, config.rollout, context.processor.stop_token_ids, config.seed),
-        rewards=rewards.start(),
+        engine=RolloutEngine(modules, config.rollout, context.processor.stop_token_ids, config.seed),
+        rewards=rewards,
         workers=context.workers,
     )
     compares = config.policy.kl_weight > 0 or (term is not None and term.reference == "frozen")
-    run = PolicyRun(
-        PolicyParts(
-            asker=asker,
-            modules=modules,
-            reference=copy.deepcopy(context.model).requires_grad_(False) if compares else None,
-            pair_term=term,
-            offline=data.offline,
-        )
+    reference = _reference(context) if compares else None
+    parts = PolicyParts(asker=asker, modules=modules, reference=reference, pair_term=term, offline=data.offline)
+    return Assembly(
+        modules=modules,
+        stages=[_stage(parts)],
+        write=adapter_writer(context) if config.lora.rank else None,
+        describe=describe(config, data) | {"parameters": num_parameters(modules)},
+        prepare=asker.start,
+        close=asker.close,
     )
-    stage = Stage(
-        name="rlvr" if term is None else "upo",
+
+
+def _stage(parts: PolicyParts) -> Stage:
+    config, run = parts.config, PolicyRun(parts)
+    return Stage(
+        name="rlvr" if parts.pair_term is None else "upo",
         schedule=config.schedule,
         batch=run.batch,
         forward=functools.partial(policy_forward, temperature=config.rollout.temperature),
-        objective=functools.partial(objective, term=term),
+        objective=functools.partial(objective, term=parts.pair_term),
         objective_config=config,
         routers=config.router,
         before_step=run.before_step,
         stateful={"policy": run},
     )
-    return Assembly(modules=modules, stages=[stage], describe=describe(config, data))
+
+
+def _reference(context: BuildContext) -> ErnieModel:
+    """The model as it begins: a copy, or, where only an adapter learns, the model itself."""
+    return context.model if context.config.lora.rank else copy.deepcopy(context.model).requires_grad_(False)
 
 
 def _reward_system(context: BuildContext) -> RewardSystem:

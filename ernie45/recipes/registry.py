@@ -46,6 +46,7 @@ class Assembly:
     modules: "model" and whatever else trains. stages: for the loop. write: (trainer, out) -> None puts the result into a
     folder; None: the model with the source's processor files. describe: facts for `--dry-run` and the report, plain JSON types.
     prepare: called on every process of a run, not for a dry one, while the model still has its first weights.
+    close: ends what the stage holds beside its modules (processes, connections), after the run or its failure.
     """
 
     modules: nn.ModuleDict
@@ -53,6 +54,7 @@ class Assembly:
     write: Callable[[Trainer, Path], None] | None = None
     describe: Mapping[str, Any]
     prepare: Callable[[], None] | None = None
+    close: Callable[[], None] | None = None
 
 
 class StageKind(NamedTuple):

@@ -6,7 +6,8 @@ Knows nothing about what a stage learns (`recipes.registry` names who does).
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,8 @@ def describe(request: Request) -> dict[str, Any]:
     config = resolve(request)
     if is_preset(request.model):
         return {"stage": request.stage, "recipe": request.recipe, **preset_forecast(str(request.model), config)}
-    assembly = build(request, config, Workers())
-    parameters = dict(assembly.modules.named_parameters())
+    with _built(request, config, Workers()) as assembly:
+        parameters = dict(assembly.modules.named_parameters())
     groups = {
         stage.name: group_table(parameters, config.optim, lambda name, stage=stage: lr_ratio(stage, name))
         for stage in assembly.stages
@@ -111,21 +112,32 @@ def run(request: Request) -> bool:
     with started(config.loop.processes, _worker, request, config, fingerprint) as workers, stop_on_signal() as stop:
         if workers.rank:
             return _worker(workers, request, config, fingerprint, stop.is_set)
-        assembly = build(request, config, workers)
-        trainer = _trainer(assembly, config, workers)
-        with Progress(trainer.num_steps) as progress, Board(folder) as board:
+        with _built(request, config, workers) as assembly, Board(folder) as board:
+            trainer = _trainer(assembly, config, workers)
+            with Progress(trainer.num_steps) as progress:
 
-            def on_step(entry: dict[str, Any]) -> None:
-                progress.show(entry)
-                board.write(entry)
+                def on_step(entry: dict[str, Any]) -> None:
+                    progress.show(entry)
+                    board.write(entry)
 
-            state = Run(folder=folder, fingerprint=fingerprint, stop_requested=stop.is_set, on_step=on_step)
-            finished = trainer.run(state)
+                state = Run(folder=folder, fingerprint=fingerprint, stop_requested=stop.is_set, on_step=on_step)
+                finished = trainer.run(state)
     if finished:
         if config.loop.export_average:
             trainer.use_average()
         (assembly.write or _write_model(request))(trainer, request.out)
     return finished
+
+
+@contextmanager
+def _built(request: Request, config: Any, workers: Workers) -> Iterator[Assembly]:
+    """`build`, and what the stage holds beside its modules ended afterwards."""
+    assembly = build(request, config, workers)
+    try:
+        yield assembly
+    finally:
+        if assembly.close is not None:
+            assembly.close()
 
 
 def build(request: Request, config: Any, workers: Workers) -> Assembly:
@@ -200,9 +212,9 @@ def _worker(
     workers: Workers, request: Request, config: Any, fingerprint: str | None, stop: Callable[[], bool] = lambda: False
 ) -> bool:
     """What every process but the first does."""
-    assembly = build(request, config, workers)
-    trainer = _trainer(assembly, config, workers)
-    return trainer.run(Run(folder=request.out / RUN_FOLDER, fingerprint=fingerprint, stop_requested=stop))
+    with _built(request, config, workers) as assembly:
+        trainer = _trainer(assembly, config, workers)
+        return trainer.run(Run(folder=request.out / RUN_FOLDER, fingerprint=fingerprint, stop_requested=stop))
 
 
 def _open_folder(folder: Path, settings: dict[str, Any], accept_changes: bool) -> None:

@@ -34,7 +34,7 @@ class Asking(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Asker:
-    """Who asks. rewards: started."""
+    """Who asks, between `start` and `close`."""
 
     config: RLVRConfig
     processor: Processor
@@ -53,6 +53,15 @@ class Asker:
         found = [by_number[number] for number in numbers]
         self._reward(found)
         return found
+
+    def start(self) -> None:
+        """Check the judges before anything is asked. ConfigError: a package lacks, an address is down."""
+        self.rewards.start()
+
+    def close(self) -> None:
+        """End the judges' processes and the engine's thread."""
+        self.rewards.close()
+        self.engine.close()
 
     def _answered(self, numbers: Sequence[int], rollout: int) -> list[Asking]:
         """One call of the engine, and of the judges for what it wrote."""

@@ -21,6 +21,7 @@ from ernie45.ops.logprobs import linear_logprobs
 from ernie45.train.asking import Asker, Asking, gathered, numbers_about
 from ernie45.train.dealing import Portions, best_and_worst, deal, set_critic_advantages, set_group_advantages, teaches
 from ernie45.train.episode import Episode, Portion
+from ernie45.train.lora import with_lora
 from ernie45.train.objectives.policy import PolicyOutputs
 from ernie45.train.policy_batch import PairPlaces, PolicyBatch, PolicyItem, collate_policy, continued, split_rows
 
@@ -29,8 +30,8 @@ from ernie45.train.policy_batch import PairPlaces, PolicyBatch, PolicyItem, coll
 class PolicyParts:
     """What a run is made of.
 
-    modules: "model", perhaps "critic". reference: the initial model, where one is compared with. pair_term: where pairs are
-    learnt from; offline: pairs made beforehand, by step.
+    modules: "model", perhaps "critic" and "lora". reference: the initial model, where one is compared with; beside "lora" that
+    is the model itself, without the adapter. pair_term: where pairs are learnt from; offline: pairs made beforehand, by step.
     """
 
     asker: Asker
@@ -205,9 +206,10 @@ class PolicyRun:
 
 
 def policy_forward(modules: Any, batch: PolicyBatch, temperature: float) -> PolicyOutputs:
-    """Log-probabilities and entropies of the labels at the sampling temperature, and the critic's values if there is one."""
+    """Log-probabilities and entropies of the labels at the sampling temperature, and the critic's values if there is one; with
+    the adapter under training, if there is one."""
     model = modules["model"]
-    out = model(batch.packed)
+    out = model(with_lora(modules, batch.packed))
     hidden_RD = out.hidden_TD.index_select(0, batch.rows_R)
     found = linear_logprobs(hidden_RD, model.head_weight, batch.labels_R, temperature)
     values_R = modules["critic"](hidden_RD.detach()) if "critic" in modules else None

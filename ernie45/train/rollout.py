@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ernie45.config.engine import EngineConfig
 from ernie45.config.inputs import ModelInput
@@ -18,7 +19,9 @@ from ernie45.config.sampling import SamplingParams
 from ernie45.engine.llm import LLM
 from ernie45.engine.request import Completion
 from ernie45.model.multimodal import ErnieModel
+from ernie45.train.lora import LoraParameters
 
+_ADAPTER = "policy"
 _PAGE_SIZE = 8  # small, so that the answers of a group share most of their prompt's pages
 
 
@@ -56,10 +59,16 @@ class Answer:
 
 class RolloutEngine:
     """The engine of one process. It reads the trainer's parameters where they are: no copy, no reload; what its caches hold of
-    older weights is dropped before each rollout. With dtype bfloat16 a copy of the model is brought up to date instead."""
+    older weights is dropped before each rollout. With dtype bfloat16 a copy of the model is brought up to date instead.
 
-    def __init__(self, model: ErnieModel, config: RolloutConfig, stop_token_ids: tuple[int, ...], seed: int) -> None:
+    modules: "model", and "lora" where an adapter is under training: then the adapter answers.
+    """
+
+    def __init__(self, modules: nn.ModuleDict, config: RolloutConfig, stop_token_ids: tuple[int, ...], seed: int) -> None:
+        model = modules["model"]
+        assert isinstance(model, ErnieModel), type(model)
         self._model, self._config, self._stop_token_ids, self._seed = model, config, stop_token_ids, seed
+        self._lora = dict(modules.items()).get("lora")
         self._llm: LLM | None = None
 
     @property
@@ -83,7 +92,7 @@ class RolloutEngine:
             for number, _ in prompts
             for sample in range(size)
         ]
-        completions = llm.generate(inputs, params)
+        completions = llm.generate(inputs, params, adapter=None if self._lora is None else _ADAPTER)
         answers = [_answer(prompts[place // size][0], completion) for place, completion in enumerate(completions)]
         return [answers[start : start + size] for start in range(0, len(answers), size)]
 
@@ -99,6 +108,10 @@ class RolloutEngine:
             self._llm = LLM(model, self._engine_config())
         if self._llm.model is not self._model:
             stream(self._model, self._llm.model)
+        if self._lora is not None:
+            assert isinstance(self._lora, LoraParameters), type(self._lora)
+            with torch.no_grad():
+                self._llm.adapters.put(_ADAPTER, self._lora.adapter(self._model))
         self._llm.weights_changed()
         return self._llm
 

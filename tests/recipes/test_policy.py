@@ -134,6 +134,17 @@ def test_given_pairs_come_from_files(request_: runner.Request, tmp_path: Path) -
         runner.run(replace(upo, data=(prompts,), fresh=True))
 
 
+def test_an_adapter_learns_in_place_of_the_model(request_: runner.Request) -> None:
+    overrides = SHORT | {"lora.rank": "4", "policy.kl_weight": "0.1", "optim.lr": "0.05", "schedule.num_steps": "3"}
+    assert runner.run(replace(request_, overrides=overrides))
+    entry = read_metrics(request_.out / "run")[-1]
+    assert entry["kl"] > 0, "the model itself, without the adapter, is the reference"
+    assert entry["mismatch_max"] < 1e-4, "the engine answers with the adapter as it is now"
+    assert (request_.out / "adapter_model.safetensors").exists()
+    with pytest.raises(ConfigError, match="lora.targets must leave out vision_model"):
+        runner.run(replace(request_, fresh=True, overrides=overrides | {"lora.targets": "all"}))
+
+
 def test_settings_that_do_not_fit(request_: runner.Request) -> None:
     for overrides, message in [
         ({"rollout.group_size": "1"}, "group_size \\(1\\) must be at least 2 for policy.advantage=group"),
@@ -142,6 +153,7 @@ def test_settings_that_do_not_fit(request_: runner.Request) -> None:
         ({"prompts.curriculum": "sum2@4"}, "must begin @0"),
         ({"generated.skills": "sing"}, "generated.skills \\('sing'\\) must be among"),
         ({"rewards.spec": "guess"}, "guess"),
+        ({"lora.rank": "2", "lora.dropout": "0.1"}, "lora.dropout"),
     ]:
         with pytest.raises(ConfigError, match=message):
             runner.run(replace(request_, overrides=SHORT | overrides))

@@ -55,17 +55,17 @@ def run_of(model: ErnieModel, processor: Processor, skills: tuple[str, ...] = ("
         prompt = prompts[number]
         return Asked(prompt, processor.encode_chat(prompt.messages, enable_thinking=True))
 
-    pool = PromptPool(prompts.domains, make)
+    modules, pool = nn.ModuleDict({"model": model}), PromptPool(prompts.domains, make)
     asker = Asker(
         config=config,
         processor=processor,
         pool=pool,
         table=PromptTable(pool.domains, config.prompts, 0),
-        engine=RolloutEngine(model, config.rollout, processor.stop_token_ids, 0),
+        engine=RolloutEngine(modules, config.rollout, processor.stop_token_ids, 0),
         rewards=RewardSystem(config.rewards),
         workers=Workers(),
     )
-    return PolicyRun(PolicyParts(asker=asker, modules=nn.ModuleDict({"model": model})))
+    return PolicyRun(PolicyParts(asker=asker, modules=modules))
 
 
 def gradients(model: ErnieModel, batch: PolicyBatch, config: PolicyConfig | None = None) -> dict[str, float]:
