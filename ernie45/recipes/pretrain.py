@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 from ernie45.config.errors import ConfigError
 from ernie45.config.model import ExpertPoolConfig, ModelConfig
@@ -189,18 +190,28 @@ def _writer(context: BuildContext, phases: list[PhaseConfig]) -> Callable[[Train
             set_rope(trainer.model, phase)
         if context.source is None:
             write_processor_files(context.processor, out)
-        write_model(as_two_pools(trainer.model), context.source, out)
+        write_model(as_two_pools(trainer.model, tiny_config().expert_pools[0].ffn_size), context.source, out)
 
     return write
 
 
-def as_two_pools(model: ErnieModel) -> ErnieModel:
-    """A model that trained in one pool, with a copy of that pool for each modality, as every engine expects."""
+def as_two_pools(model: ErnieModel, width: int | None = None) -> ErnieModel:
+    """A model that trained in one pool, with a copy of that pool for each modality, as every engine expects.
+
+    width: of an expert as written, the rest filled with zeros, which compute nothing: config.json counts shared experts by it.
+    """
     if model.config.vision is None or len(model.config.expert_pools) == 2:
         return model
     (one,) = model.config.expert_pools
-    two = ErnieModel(replace(model.config, expert_pools=(one, replace(one, modality="vision"))), device="cpu")
-    state = model.state_dict()
+    wide = replace(one, ffn_size=width or one.ffn_size)
+    two = ErnieModel(replace(model.config, expert_pools=(wide, replace(wide, modality="vision"))), device="cpu")
+    state = dict(model.state_dict())
+    missing = wide.ffn_size - one.ffn_size
+    for name, value in model.state_dict().items():
+        if name.endswith("gate_up_weight"):
+            state[name] = torch.cat([pad(half_EFD, (0, 0, 0, missing)) for half_EFD in value.chunk(2, dim=1)], dim=1)
+        elif name.endswith("pools.text.down_weight"):
+            state[name] = pad(value, (0, missing))
     state |= {name.replace(".pools.text.", ".pools.vision."): value for name, value in state.items() if ".pools.text." in name}
     two.load_state_dict(state)
     return two

@@ -14,9 +14,12 @@ from PIL import Image
 from ernie45.checkpoint import resolve_model
 from ernie45.config.engine import EngineConfig
 from ernie45.config.errors import Ernie45Error
+from ernie45.config.sampling import SamplingParams
+from ernie45.data.tiny.encode import SampleEncoder
 from ernie45.data.tiny.model import tiny_processor
+from ernie45.data.tiny.sample import Sample
 from ernie45.engine.llm import LLM
-from ernie45.evals.tiny import answer, heldout_samples
+from ernie45.evals.tiny import MAX_TOKENS, answer, heldout_samples
 from ernie45.processor import Processor
 from ernie45.recipes.report import RunLog
 
@@ -55,10 +58,11 @@ def sampled_answers(runs: Sequence[RunLog], num_each: int, thinking: bool = True
         return Answers(rows=[], note="")
     samples = [one for items in heldout_samples(num_each, 0, _SKILLS).values() for one in items]
     start = runs[0].settings.get("model") or None
+    documents = runs[0].settings.get("stage") == "pretrain"
     places = [start, *(str(run.out) for run in runs)]
     said: list[list[str | None]] = []
     for place in places:
-        said.append(_answers(place, samples, thinking) or [None] * len(samples))
+        said.append(_answers(place, samples, thinking, documents) or [None] * len(samples))
     if not any(texts[0] is not None for texts in said[1:]):
         return Answers(
             rows=[], note="None: the folder has no finished model, or one with another tokenizer than the built-in tasks have."
@@ -74,10 +78,11 @@ def sampled_answers(runs: Sequence[RunLog], num_each: int, thinking: bool = True
         for place, one in enumerate(samples)
     ]
     before = f"Start: {start}." if start else "The run began from new weights, which say nothing yet."
-    return Answers(rows=rows, note=f"Held-out questions, greedy{', with thoughts' if thinking else ''}. {before}")
+    how = "as the beginning of a document, as it was pretrained" if documents else "with thoughts" if thinking else "direct"
+    return Answers(rows=rows, note=f"Held-out questions, greedy, {how}. {before}")
 
 
-def _answers(place: str | None, samples: list[Any], thinking: bool) -> list[str | None] | None:
+def _answers(place: str | None, samples: list[Sample], thinking: bool, documents: bool) -> list[str | None] | None:
     """None for no model, or one with another tokenizer."""
     if place is None:
         return None
@@ -89,7 +94,17 @@ def _answers(place: str | None, samples: list[Any], thinking: bool) -> list[str 
         llm = LLM.load(folder, EngineConfig(max_num_seqs=16, max_num_batched_tokens=2048))
     except Ernie45Error:
         return None
-    return [text for text, _ in answer(llm, processor, samples, thinking)]
+    if not documents:
+        return [text for text, _ in answer(llm, processor, samples, thinking)]
+    encoder = SampleEncoder(processor)
+    params = SamplingParams(max_tokens=MAX_TOKENS, temperature=0, stop_token_ids=(processor.tokens.eos,))
+    completions = llm.generate([encoder.encode_question(sample) for sample in samples], params)
+    return [_last_line(processor.tokenizer.decode(completion.token_ids)) for completion in completions]
+
+
+def _last_line(text: str) -> str:
+    """A document spells out how an answer is found, and ends with it."""
+    return ([line for line in text.splitlines() if line.strip()] or [""])[-1]
 
 
 def _address(picture_HWC: Any) -> str:

@@ -46,8 +46,9 @@ class PhaseGroups:
         """names: of all parameters, the small decoder's too. ConfigError for a phase with batches in which nothing learns."""
         names = list(names)
         self._phase = phase
-        entries = (*phase.trains, f"^{SMALL}\\.") if phase.decoder == SMALL else phase.trains
-        self._names = {entry: trained_by(entry, names) for entry in entries}
+        self._names = {entry: trained_by(entry, names) for entry in phase.trains}
+        if phase.decoder == SMALL:
+            self._names[SMALL] = trained_by(f"^{SMALL}\\.", names)
         for shows in self._kinds():
             learning = self.learning(shows)
             if not (learning if shows else [name for name in learning if not _PICTURES_ONLY.search(name)]):

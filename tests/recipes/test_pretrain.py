@@ -144,8 +144,8 @@ def test_one_pool_is_written_as_two_alike_and_gives_the_same_states(short: Pretr
     model, _ = pretrain.new_model(config)
     (pool,) = model.config.expert_pools
     assert (pool.num_experts, pool.ffn_size, pool.num_active) == (16, 48, 2), "as many weights, as wide in the mean"
-    two = pretrain.as_two_pools(model)
-    assert [pool.modality for pool in two.config.expert_pools] == ["text", "vision"]
+    two = pretrain.as_two_pools(model, width=64)
+    assert [(pool.modality, pool.ffn_size) for pool in two.config.expert_pools] == [("text", 64), ("vision", 64)]
     stages = trainer_of(replace(config, phases=(short.phases[4],)), Path("unused")).stages
     batch = stages[0].batch(1, 0)
     assert batch.packed.vision is not None

@@ -106,8 +106,12 @@ def test_series_are_thinned_by_means() -> None:
 
 
 def test_answers_are_asked_of_the_start_and_the_result(tmp_path: Path) -> None:
-    """The shipped model as the start of an unfinished run, and as the result of a run that is finished."""
+    """The shipped model as the start of an unfinished run, and as the result of a run that is finished.
+
+    Of a run of pretraining it is asked in the form of a document, which this model answers in chat form only by chance.
+    """
     run = read_run(write_run(tmp_path / "a"))
+    run.settings["stage"] = "sft"  # type: ignore[index]
     started = read_run(write_run(tmp_path / "b"))
     started.settings["model"] = "tiny"  # type: ignore[index]
     assert "no finished model" in sampled_answers([started], 1).note
@@ -117,6 +121,10 @@ def test_answers_are_asked_of_the_start_and_the_result(tmp_path: Path) -> None:
     assert all(row.before is None and row.after[1] is None for row in answers.rows)
     assert sum(row.after[0].strip() == row.expected for row in answers.rows if row.after[0]) >= 4
     assert sampled_answers([run], 0).rows == []
+    run.settings["stage"] = "pretrain"  # type: ignore[index]
+    as_documents = sampled_answers([run], 1)
+    assert "beginning of a document" in as_documents.note
+    assert all(row.after[0] is not None for row in as_documents.rows)
 
 
 def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

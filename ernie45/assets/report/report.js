@@ -24,7 +24,7 @@ function short(value) {
   const size = Math.abs(value);
   if (size >= 1e4) return value.toLocaleString("en", { notation: "compact", maximumFractionDigits: 1 });
   if (size >= 100 || value === Math.round(value)) return value.toLocaleString("en", { maximumFractionDigits: 1 });
-  return size < 0.001 && size > 0 ? value.toExponential(1) : value.toPrecision(3);
+  return size < 0.001 && size > 0 ? value.toExponential(1) : String(Number(value.toPrecision(3)));
 }
 
 function ticks(low, high, count) {
@@ -93,7 +93,11 @@ function plot(svg, spec) {
   }
   for (const line of spec.lines) {
     const colour = COLOURS[line.colour % 8];
-    const path = (list) => "M" + list.map(([x, y]) => `${px(x).toFixed(1)},${py(y).toFixed(1)}`).join("L");
+    // A line ends where nothing was measured for a while.
+    const gap = Math.max(30, (x1 - x0) / 25);
+    const path = (list) => list.map(([x, y], i) => {
+      return `${i && x - list[i - 1][0] < gap ? "L" : "M"}${px(x).toFixed(1)},${py(y).toFixed(1)}`;
+    }).join("");
     const smoothed = smooth(line.points, line.breaks || []);
     if (smoothed !== line.points) draw(svg, "path", { d: path(line.points), stroke: colour, class: "raw" });
     if (line.points.length === 1) draw(svg, "circle", { cx: px(line.points[0][0]), cy: py(line.points[0][1]), r: 2.5, fill: colour });

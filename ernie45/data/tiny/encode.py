@@ -4,7 +4,9 @@ Knows nothing about batches or losses. `encode_slowly` is the same through the p
 """
 
 import functools
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -92,6 +94,20 @@ class SampleEncoder:
     def encode_slowly(self, sample: Sample, thinking: bool) -> ModelInput:
         """The same sequence through `Processor.encode_chat`."""
         return self._processor.encode_chat(sample.messages(thinking), enable_thinking=thinking, add_generation_prompt=False)
+
+    def encode_question(self, sample: Sample) -> ModelInput:
+        """The beginning of a document that asks the sample's question, for a model that has read documents alone."""
+        ids = [self._begin]
+        spans: list[tuple[int, tuple[int, int, int]]] = []
+        text = "" if sample.pictures_first else f"{sample.turn.question}\n"
+        for number, picture in enumerate(sample.pictures, 1):
+            text = self._show(picture, ids, spans, f"{text}Picture {number}:")
+        ids += self._encode_piece(f"{text}{sample.turn.question}\n") if sample.pictures_first else []
+        inputs = self._finish(sample.pictures, ids, spans, 1).inputs
+        # The engine keeps features by what a picture holds.
+        hashes = [hashlib.sha256(picture.tobytes() + bytes(picture.shape)).hexdigest() for picture in sample.pictures]
+        media = [replace(medium, content_hash=digest) for medium, digest in zip(inputs.media, hashes, strict=True)]
+        return replace(inputs, media=tuple(media))
 
     def _show(
         self, picture: np.ndarray, ids: list[int], spans: list[tuple[int, tuple[int, int, int]]], text_before: str
