@@ -23,17 +23,19 @@ if TYPE_CHECKING:
 SUMMARY = "score a model or a server"
 EXAMPLES = """\
 examples:
-  ernie45 eval tiny                              a table of the built-in tasks
-  ernie45 eval --list                            which these are
-  ernie45 eval runs/sft --against tiny           differences, with intervals, on the same questions
+  ernie45 eval tiny                      a table of the built-in tasks
+  ernie45 eval --list                    which these are
+  ernie45 eval runs/sft --against tiny   differences, on the same questions
   ernie45 eval tiny --tasks sum3,sum4 --temperature 1 --samples 8 --pass-at 1,8
   ernie45 eval --server http://localhost:8180/v1 --tasks arithmetic
-  ernie45 eval DIR --data my.jsonl --reward math one's own prompts with answers
-  ernie45 eval DIR --lm-eval gsm8k --lm-eval-chat    tasks of lm-eval, if that is installed
+  ernie45 eval DIR --data my.jsonl --reward math   one's own questions
+  ernie45 eval DIR --lm-eval gsm8k --lm-eval-chat  if lm-eval is installed
 
-Built-in tasks are held out: no digit in their pictures was ever trained on. Scores are means over questions with 95 %
-intervals; with --against, differences by paired bootstrap. A prompt file has messages (or question) and answer in each line;
-rewards are those of training, for example exact, numeric, "first(choice, numeric, exact)", "code(mode=share)".
+Built-in tasks are held out: no digit in their pictures was ever trained on.
+Scores are means over questions with 95 % intervals; with --against,
+differences by paired bootstrap. A prompt file has messages (or question) and
+answer in each line; rewards are those of training, for example exact,
+numeric, "first(choice, numeric, exact)", "code(mode=share)".
 """
 _OWN_TOKENS, _BUILT_IN_TOKENS = 2048, 96
 

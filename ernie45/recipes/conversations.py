@@ -22,7 +22,7 @@ from ernie45.data.template import RecordEncoder
 from ernie45.data.tiny.batches import LanguageBatches, LanguageData
 from ernie45.data.tiny.digits import DigitSet, training_digits
 from ernie45.data.tiny.model import tiny_config
-from ernie45.evals.heldout import heldout_digits
+from ernie45.evals.monitor import scored_conversations
 from ernie45.recipes.registry import BuildContext
 from ernie45.recipes.tiny import WEIGHTS
 
@@ -119,21 +119,24 @@ def _generated(context: BuildContext) -> Conversations:
             raise ConfigError(f"data.{option} ({getattr(config.data, option)!r}) is not read without --data; leave it out")
     if config.generated.share:
         raise ConfigError(f"generated.share ({config.generated.share}) must be 0 without --data: all is generated then")
-    held_out = _batches(context, "held out", heldout_digits(), 1)
     facts = {"generated": list(_weights(config.generated.skills))}
-    scored = (lambda number: held_out(number, 0)) if config.held_out.every else None
+    scored = scored_conversations(_data(context, "held out", 1), context.processor) if config.held_out.every else None
     batch = _batches(context, "sft", training_digits("fit"), config.loop.num_shards)
     return Conversations(batch, scored, config.held_out.batches, facts)
 
 
 def _batches(context: BuildContext, name: str, digits: DigitSet, num_shards: int) -> LanguageBatches:
     """Generated ones. ConfigError for a model that they are not made for."""
+    return LanguageBatches(_data(context, name, num_shards), digits, context.processor)
+
+
+def _data(context: BuildContext, name: str, num_shards: int) -> LanguageData:
     config: SFTConfig = context.config
     if context.model.config.vocab_size != tiny_config().vocab_size:
         raise ConfigError(
             "--data must be given, without generated.share: the generated conversations are for the tiny model alone"
         )
-    data = LanguageData(
+    return LanguageData(
         name=name,
         seed=config.seed,
         weights=_weights(config.generated.skills),
@@ -142,7 +145,6 @@ def _batches(context: BuildContext, name: str, digits: DigitSet, num_shards: int
         token_budget=config.data.token_budget,
         num_shards=num_shards,
     )
-    return LanguageBatches(data, digits, context.processor)
 
 
 def _weights(skills: tuple[str, ...]) -> dict[str, float]:

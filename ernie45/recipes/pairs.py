@@ -21,7 +21,7 @@ from ernie45.data.tiny.digits import training_digits
 from ernie45.data.tiny.model import tiny_config
 from ernie45.data.tiny.preference import preference_pairs
 from ernie45.data.tiny.strips import StripWriter
-from ernie45.evals.heldout import heldout_digits
+from ernie45.evals.monitor import scored_pairs
 from ernie45.recipes.registry import BuildContext
 
 # What of the data's settings makes sense for pairs, whose batches are `pairs.pairs_per_step` pairs.
@@ -72,5 +72,4 @@ def _generated(context: BuildContext) -> tuple[list[Pair], list[Pair]]:
         raise ConfigError("--data must be given: the generated pairs are for the tiny model alone; name a file of pairs")
     count = config.pairs
     train = preference_pairs(f"{config.seed}/train", count.generated, StripWriter(training_digits()), count.form_share)
-    writer = StripWriter(heldout_digits(), distort=False)
-    return train, preference_pairs("held out", count.held_out, writer, count.form_share)
+    return train, scored_pairs(count.held_out, count.form_share)

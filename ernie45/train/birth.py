@@ -26,18 +26,17 @@ def birth_vision_experts(model: ErnieModel, scale: float | None = None) -> int:
 
     ConfigError for a model without both pools.
     """
-    pools = [(block.mlp.pools["text"], block.mlp.pools["vision"]) for block in model.layers if _has_both(block.mlp)]
+    layers = [module for module in model.modules() if isinstance(module, HeterogeneousMoE)]
+    pools = [(layer.pools["text"], layer.pools["vision"]) for layer in layers if {"text", "vision"} <= set(layer.pools)]
     if not pools:
         raise ConfigError("births (True) must be given for a model with text and vision experts; set births=false")
+    born = 0
     for text, vision in pools:
         assert isinstance(text, ExpertPool), type(text)
         assert isinstance(vision, ExpertPool), type(vision)
         _bear(text, vision, 1 / vision.config.num_active if scale is None else scale)
-    return sum(vision.config.num_experts for _, vision in pools)
-
-
-def _has_both(mlp: object) -> bool:
-    return isinstance(mlp, HeterogeneousMoE) and {"text", "vision"} <= set(mlp.pools)
+        born += vision.config.num_experts
+    return born
 
 
 @torch.no_grad()
