@@ -44,7 +44,8 @@ def test_a_run_writes_a_whole_model_folder(finished: Path) -> None:
     assert sum(file.stat().st_size for file in finished.iterdir() if file.is_file()) <= ship.MAX_BYTES
     settings = json.loads((finished / tiny.RUN_FOLDER / "config.json").read_text())
     assert settings["vision_steps"] == 2
-    assert [entry["stage"] for entry in read_metrics(finished / tiny.RUN_FOLDER)] == ["supervised"]
+    stages = [entry["stage"] for entry in read_metrics(finished / tiny.RUN_FOLDER)]
+    assert stages == ["vision", "vision", "joint", "joint", "supervised", "supervised"]
 
 
 def test_the_same_command_does_not_train_twice(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
