@@ -231,8 +231,8 @@ class RLVRConfig:
     """Reinforcement learning from rewards that can be verified."""
 
     seed: int = 0
-    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(num_steps=100, warmup_steps=5))
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.0))
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(num_steps=200, warmup_steps=5))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-4, weight_decay=0.0))
     router: RouterConfig = field(
         default_factory=lambda: RouterConfig(bias_rate=0.0, orthogonal_weight=0.0, aux_weight=0.0, z_weight=0.0)
     )
